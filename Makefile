@@ -1,0 +1,28 @@
+# Two commands do everything from a bare clone: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# One thread a test process: on few cores two processes of one thread beat one of two.
+WORKERS ?= 2
+
+.PHONY: demo test slow lint upstream clean
+
+demo: $(VENV)/installed
+	$(BIN)/hf-mmunify demo
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest -n $(WORKERS)
+
+slow: $(VENV)/installed
+	$(BIN)/python -m pytest -n $(WORKERS) -m slow
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mlinter hf_mmunify/models
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs
