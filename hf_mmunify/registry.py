@@ -1,24 +1,55 @@
-"""One row per architecture: the Auto classes that answer for it. Importing this module registers every row."""
+"""One row per architecture: the Auto classes that answer for it. Importing this module registers every row.
+
+A row maps an Auto class, of transformers or of `hf_mmunify.auto`, to the name of a class that `models/<model_type>`
+exports, or else of a public class of transformers. "AutoConfig" is in every row. "AutoImageProcessor" names the class
+for torchvision; the one for PIL has the same name and ends in "Pil".
+"""
 
 from importlib import import_module
+from types import ModuleType
 
 import transformers
+from transformers.utils import is_torchvision_available
 from transformers.utils.auto_docstring import HARDCODED_CONFIG_FOR_MODELS
+
+from . import auto, hub
 
 
 ARCHITECTURES: dict[str, dict[str, str]] = {}
 
 
-def _register(model_type: str, autos: dict[str, str]) -> None:
-    """Make `model_type` known to transformers' Auto classes, as its own architectures are."""
-    HARDCODED_CONFIG_FOR_MODELS[model_type] = autos["AutoConfig"]  # else `auto_docstring` reports an unknown model
+def _class_named(name: str, module: ModuleType) -> type:
+    """The class of our architecture, or the public one of transformers that serves it as it is."""
+    for home in (module, transformers):
+        if name in dir(home):
+            return getattr(home, name)
+    raise ImportError(
+        f"The registry names `{name}`, which neither {module.__name__} nor transformers exports: "
+        "correct the row, or add the class to the `__all__` of its file."
+    )
+
+
+def _register(model_type: str, row: dict[str, str]) -> None:
+    """Make `model_type` known to the Auto classes, and its saved files loadable where nothing was imported."""
+    # `auto_docstring` looks a model up by its folder, with dashes, and reports on stdout one that it does not know.
+    HARDCODED_CONFIG_FOR_MODELS[model_type.replace("_", "-")] = row["AutoConfig"]
     module = import_module(f".models.{model_type}", __package__)
-    config_class = getattr(module, autos["AutoConfig"])
+    config_class = _class_named(row["AutoConfig"], module)
     transformers.AutoConfig.register(model_type, config_class)
-    for auto, name in autos.items():
-        if auto != "AutoConfig":
-            getattr(transformers, auto).register(config_class, getattr(module, name))
+    classes = [config_class]
+    for auto_name, name in row.items():
+        if auto_name == "AutoImageProcessor":
+            backends = {"pil": _class_named(f"{name}Pil", module)}
+            if is_torchvision_available():
+                backends["torchvision"] = _class_named(name, module)
+            transformers.AutoImageProcessor.register(config_class, image_processor_classes=backends)
+            classes += backends.values()
+        elif auto_name != "AutoConfig":
+            auto_class = getattr(auto if auto_name in auto.__all__ else transformers, auto_name)
+            auto_class.register(config_class, _class_named(name, module))
+            classes.append(_class_named(name, module))
+    hub.carry_stub(row, classes)
 
 
-for _model_type, _autos in ARCHITECTURES.items():
-    _register(_model_type, _autos)
+for _model_type, _row in ARCHITECTURES.items():
+    _register(_model_type, _row)
