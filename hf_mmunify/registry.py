@@ -15,7 +15,14 @@ from transformers.utils.auto_docstring import HARDCODED_CONFIG_FOR_MODELS
 from . import auto, hub
 
 
-ARCHITECTURES: dict[str, dict[str, str]] = {}
+ARCHITECTURES: dict[str, dict[str, str]] = {
+    "flamingo": {
+        "AutoConfig": "FlamingoConfig",
+        "AutoModel": "FlamingoModel",
+        "AutoModelForImageTextToText": "FlamingoForConditionalGeneration",
+        "AutoProcessor": "FlamingoProcessor",
+    },
+}
 
 
 def _class_named(name: str, module: ModuleType) -> type:

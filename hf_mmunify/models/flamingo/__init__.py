@@ -1,0 +1,3 @@
+from .configuration_flamingo import *
+from .modeling_flamingo import *
+from .processing_flamingo import *
