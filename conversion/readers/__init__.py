@@ -12,6 +12,7 @@
 import json
 import pickle
 import struct
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -113,6 +114,9 @@ def _recognise(path: Path) -> tuple[Callable[[Path], Any], str]:
             f"{path.name} is a git-lfs pointer, not the weights themselves. Run `git lfs pull` in its repository, or "
             "download the file itself."
         )
+    for magic, what in FOREIGN.items():
+        if start.startswith(magic):
+            raise NotACheckpointError(f"{path.name} is {what}. Expected a checkpoint.")
     if len(start) > 8 and start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 100_000_000:
         return load_file, "a safetensors file"
     if start.startswith(b"PK\x03\x04"):
@@ -121,9 +125,6 @@ def _recognise(path: Path) -> tuple[Callable[[Path], Any], str]:
         return _read_pickle, "a pickle"
     if start[0] in range(0x80, 0x90) or start[0] in (0xDE, 0xDF):
         return flax.read, "a flax msgpack file"
-    for magic, what in FOREIGN.items():
-        if start.startswith(magic):
-            raise NotACheckpointError(f"{path.name} is {what}. Expected a checkpoint.")
     if start[257:262] == b"ustar":
         raise NotACheckpointError(f"{path.name} is a tar archive; unpack it first. Expected a checkpoint.")
     if b"<html" in start.lower() or b"<!doctype" in start.lower():
@@ -141,17 +142,33 @@ def _recognise(path: Path) -> tuple[Callable[[Path], Any], str]:
 
 
 def _read_zip(path: Path) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    if any(name.endswith("/constants.pkl") for name in names):
+        raise NotACheckpointError(
+            f"{path.name} is a TorchScript program. Load it where it was made and save its `state_dict()`."
+        )
+    if sum(name.endswith("data.pkl") for name in names) != 1:
+        raise NotACheckpointError(
+            f"{path.name} is a zip archive, but not of torch; unpack it. It has {listing(names)}."
+        )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return _torch_load(path)
     except pickle.UnpicklingError:
         return pickled.read_zip(path)
 
 
 def _read_pickle(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return _torch_load(path)
     except DAMAGE:  # also what torch says of a pickle that `torch.save` did not write
         return pickled.read_stream(path)
+
+
+def _torch_load(path: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of pickle protocols that it may not know: then `pickled` does
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _read_shards(index: Path) -> dict[str, Any]:

@@ -26,14 +26,8 @@ def read_zip(path: Path) -> Any:
     """What `torch.save` wrote, in its zip format."""
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
-        pickles = [name for name in names if name.endswith("data.pkl")]
-        if any(name.endswith("constants.pkl") for name in names):
-            raise NotACheckpointError(
-                f"{path.name} is a TorchScript program. Load it where it was made and save its `state_dict()`."
-            )
-        if len(pickles) != 1:
-            raise NotACheckpointError(f"{path.name} is a zip archive, but no torch file. Unpack it first.")
-        folder = pickles[0].removesuffix("data.pkl")
+        program = next(name for name in names if name.endswith("data.pkl"))
+        folder = program.removesuffix("data.pkl")
         if f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") != b"little":
             raise NotACheckpointError(f"{path.name} was written on a big-endian machine. Save it on another one.")
 
@@ -43,7 +37,7 @@ def read_zip(path: Path) -> Any:
                 raise NotACheckpointError(f"{path.name}: storage {key} is not as `torch.save` writes it.")
             return _elements(archive.read(entry), dtype, numel)
 
-        with archive.open(pickles[0]) as file:
+        with archive.open(program) as file:
             return plain(_Unpickler(file, _once(storage)).load())
 
 
@@ -51,7 +45,7 @@ def read_stream(path: Path) -> Any:
     """What `torch.save` wrote in its legacy format, or a plain pickle."""
     with path.open("rb") as file:
         first = _Unpickler(file, _no_storage).load()
-        if first != LEGACY_MAGIC:
+        if not isinstance(first, int) or first != LEGACY_MAGIC:
             return plain(first)
         for _ in range(2):  # protocol version and byte order of the machine
             _Unpickler(file, _no_storage).load()
@@ -65,7 +59,8 @@ def read_stream(path: Path) -> Any:
 
         tree = _Unpickler(file, storage).load()
         for key in _Unpickler(file, _no_storage).load():
-            storages[key].copy_(_elements(file.read(8 + storages[key].nbytes)[8:], storages[key].dtype))
+            raw = file.read(8 + storages[key].nbytes)[8:]  # the first 8 bytes say how many elements
+            storages[key].copy_(_elements(raw, storages[key].dtype, storages[key].numel()))
         return plain(tree)
 
 
@@ -127,7 +122,9 @@ class _Unpickler(pickle.Unpickler):
         known = HARMLESS.get(f"{module}.{name}")
         return known if known is not None else _Uncallable(name, (Record,), {"__module__": module})
 
-    def persistent_load(self, pid: Any) -> torch.Tensor:
+    def persistent_load(self, pid: Any) -> Any:
+        if pid[0] == "module":  # the legacy format keeps the source text of a module's class beside it
+            return pid[1]
         kind, dtype, key, _, numel, *view = pid
         if kind != "storage" or not isinstance(dtype, torch.dtype) or not isinstance(numel, int) or numel < 0:
             raise ValueError(f"{pid!r:.80} is no storage of a tensor")
@@ -154,9 +151,8 @@ def _no_storage(key: str, dtype: torch.dtype, numel: int) -> torch.Tensor:
     raise ValueError(f"a plain pickle refers to the tensor storage {key}")
 
 
-def _elements(raw: bytes, dtype: torch.dtype, numel: int | None = None) -> torch.Tensor:
-    length = len(raw) // dtype.itemsize if numel is None else numel
-    return torch.frombuffer(bytearray(raw), dtype=dtype, count=length) if length else torch.empty(0, dtype=dtype)
+def _elements(raw: bytes, dtype: torch.dtype, numel: int) -> torch.Tensor:
+    return torch.frombuffer(bytearray(raw), dtype=dtype, count=numel) if numel else torch.empty(0, dtype=dtype)
 
 
 # What the table offers in place of the functions that pickles name. None of them runs anything of the file's.
@@ -168,6 +164,10 @@ def _tensor(storage, offset, size, stride, *_):
 
 def _array(_class, _shape, _dtype):
     return np.ndarray((0,), np.int8)  # pickle then gives it shape, type and bytes through `__setstate__`
+
+
+def _filled_array(raw, dtype, shape, order):
+    return np.frombuffer(raw, dtype).reshape(shape, order=order)
 
 
 def _scalar(dtype, raw):
@@ -222,5 +222,6 @@ HARMLESS: dict[str, Any] = {
     "numpy.ndarray": np.ndarray,
     "numpy.dtype": np.dtype,
     **{f"numpy.{core}.multiarray._reconstruct": _array for core in ("core", "_core")},
+    **{f"numpy.{core}.numeric._frombuffer": _filled_array for core in ("core", "_core")},
     **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},
 }
