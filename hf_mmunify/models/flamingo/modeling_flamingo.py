@@ -27,10 +27,10 @@ Paper: Flamingo: a Visual Language Model for Few-Shot Learning (Alayrac et al., 
 Original: no code was published; checked against mlfoundations/open_flamingo@655f693fbfa04cd6e9a987d960654624d48917cf,
 open_flamingo/src/{flamingo,flamingo_lm,helpers}.py.
 
-What differs from OpenFlamingo, and why: the blocks are attached by forward pre-hooks instead of wrapping the layers, so
-the language model keeps its class, its parameter names and its checkpoints; keys and values of an image are projected
-once a sequence, not once a token; padding images are never encoded; a text with more `<image>` tokens than images sees
-none for the surplus (the original: all of them at once); frames have the paper's time embeddings.
+What differs from OpenFlamingo, and why: the blocks are attached by forward pre-hooks instead of wrapping the layers,
+so the language model keeps its class, its parameter names and its checkpoints; keys and values of an image are
+projected once a sequence, not once a token; padding images are never encoded; a text with more `<image>` tokens than
+images sees none for the surplus (the original: all of them at once); frames have the paper's time embeddings.
 """
 
 import inspect
