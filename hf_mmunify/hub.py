@@ -287,7 +287,7 @@ def model_card(
         "What was verified": "\n".join(f"- {fact}" for fact in verified)
         or "Nothing was recorded for these weights; what the tests of the package verify holds for the architecture.",
         "Limits": sections["Limits"],
-        "Licence of the weights": license or "None was stated; that of the weights it started from may apply.",
+        "Licence of the weights": f"`{license}`" if license else "None was stated; that of the base model may apply.",
         "Citation": sections["Citation"],
     }
     text = "\n\n".join(f"## {heading}\n\n{part}" if heading else part for heading, part in body.items() if part)

@@ -180,7 +180,7 @@ PARTS = {
             {path.parent.name for path in (ROOT / "tests" / "golden").glob("*/*.json")}
             | {path.stem.removeprefix("test_") for path in (ROOT / "tests" / "models").glob("test_*.py")}
         ),
-        "add tests/golden/{x}/ with tensors of the authors' code, or tests/models/test_{x}.py with the paper's formulas",
+        "add tests/golden/{x}/ with tensors of the authors' code, or tests/models/test_{x}.py for the paper",
     ),
 }
 
