@@ -7,10 +7,19 @@ dict brings everything along.
 """
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from hf_mmunify.conversion.engine import MissingKeysError, Rename, Rule, Source, Split, bind
-from hf_mmunify.models.flamingo import FlamingoConfig
+from hf_mmunify.conversion.engine import MissingKeysError, Rename, Rule, Source, Split, Variant, bind
+from hf_mmunify.models.flamingo import FlamingoConfig, FlamingoProcessor
 
 
 MODEL_TYPE = "flamingo"
@@ -67,6 +76,8 @@ def key_map(config: FlamingoConfig) -> list[Rule]:
         *_attention(gated + ".attn", block),
         *_feed_forward(gated + ".ff", block),
         Rename(theirs + ".{}.decoder_layer.{*}", ours + ".{}.{*}"),
+        Rename("lang_encoder.lm_head.weight", "model.language_model.lm_head.weight"),
+        Rename("lang_encoder.embed_out.weight", "model.language_model.lm_head.weight"),  # GPT-NeoX's head until 2025
         Rename("lang_encoder.{*}", "model.language_model.{*}"),
         Rename("vision_encoder.class_embedding", "model.vision_model.embeddings.class_embedding"),
         Rename("vision_encoder.positional_embedding", "model.vision_model.embeddings.position_embedding.weight"),
@@ -210,9 +221,7 @@ def _token_ids(original_config: dict) -> tuple[int, int]:
     """Ids of `<|endofchunk|>` and `<image>`, which OpenFlamingo adds to the tokenizer in this order."""
     if "eoc_token_id" in original_config and "media_token_id" in original_config:
         return original_config["eoc_token_id"], original_config["media_token_id"]
-    path = original_config.get("tokenizer_path", original_config["lang_encoder_path"])
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|endofchunk|>", "<image>"]})
+    tokenizer = _tokenizer(original_config)
     return tuple(tokenizer.convert_tokens_to_ids(["<|endofchunk|>", "<image>"]))
 
 
@@ -245,14 +254,100 @@ def complete(config: FlamingoConfig, missing: list[str], original_config: dict) 
     return found
 
 
-def _published(lang_encoder_path: str, interval: int) -> dict:
+def processor(original_config: dict) -> FlamingoProcessor | None:
+    """CLIP's image processor and the language model's tokenizer, with the tokens that OpenFlamingo adds to it.
+
+    None where the config spells the parts out instead of naming their repositories.
+    """
+    if "lang_encoder_path" not in original_config:
+        return None
+    image_processor = AutoImageProcessor.from_pretrained(_tower(original_config))
+    return FlamingoProcessor(image_processor, _tokenizer(original_config))
+
+
+def _tokenizer(original_config: dict) -> PreTrainedTokenizerBase:
+    path = original_config.get("tokenizer_path", original_config["lang_encoder_path"])
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|endofchunk|>", "<image>"]})
+    if tokenizer.pad_token is None:
+        tokenizer.add_special_tokens({"pad_token": "<PAD>"})
+    return tokenizer
+
+
+def _published(language_model: str, interval: int, layers: str, model_type: str, **sizes) -> dict:
+    """`create_model_and_transforms` arguments of a published model, and the sizes of its parts."""
     return {
         "clip_vision_encoder_path": "ViT-L-14",
         "clip_vision_encoder_pretrained": "openai",
-        "lang_encoder_path": lang_encoder_path,
-        "tokenizer_path": lang_encoder_path,
+        "lang_encoder_path": language_model,
+        "tokenizer_path": language_model,
         "cross_attn_every_n_layers": interval,
+        "decoder_layers_attr_name": layers,
+        "model_type": model_type,
+        "lm": sizes,
+        "vision": {
+            "image_size": 224,
+            "patch_size": 14,
+            "width": 1024,
+            "layers": 24,
+            "heads": 16,
+            "mlp_ratio": 4,
+            "output_dim": 768,
+            "act": "quick_gelu",
+        },
+        "vis_dim": 1024,
+        "eoc_token_id": 50277,
+        "media_token_id": 50278,
+        "pad_token_id": 50279,
     }
+
+
+def _redpajama_3b(language_model: str) -> dict:
+    return _published(
+        language_model,
+        2,
+        "gpt_neox.layers",
+        "gpt_neox",
+        vocab_size=50432,
+        hidden_size=2560,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        intermediate_size=10240,
+        max_position_embeddings=2048,
+        rotary_pct=1.0,
+        use_parallel_residual=False,
+    )
+
+
+VARIANTS = {
+    "OpenFlamingo-4B-vitl-rpj3b": Variant(
+        config=_redpajama_3b("togethercomputer/RedPajama-INCITE-Base-3B-v1"),
+        parameters=4_039_029_792,
+        file="checkpoint.pt",
+    ),
+    "OpenFlamingo-4B-vitl-rpj3b-langinstruct": Variant(
+        config=_redpajama_3b("togethercomputer/RedPajama-INCITE-Instruct-3B-v1"),
+        parameters=4_039_029_792,
+        file="checkpoint.pt",
+    ),
+    "OpenFlamingo-9B-vitl-mpt7b": Variant(
+        config=_published(
+            "anas-awadalla/mpt-7b",
+            4,
+            "transformer.blocks",
+            "mpt",
+            vocab_size=50432,
+            d_model=4096,
+            n_layers=32,
+            n_heads=32,
+            expansion_ratio=4,
+            max_seq_len=2048,
+        ),
+        parameters=8_130_678_800,
+        file="checkpoint.pt",
+    ),
+}
+"""Their 3B models sit on MPT-1B, a language model of its own (`mosaic_gpt`) that transformers does not have."""
 
 
 convert, export = bind(__name__)
