@@ -77,7 +77,7 @@ def auto_class(name: str) -> type:
 
 TEXT = """
     a an the one two three four five six seven eight nine zero first second third last red green blue yellow orange
-    purple white brown digit image picture row question answer yes no is are there in on at of to and or with left right
+    purple white brown digit image picture row question answer yes no is are there in on at of to and with left right
     above below between next many number where which what how shows small large . , : ?
 """
 WORDS = sorted(set(TEXT.split()))
