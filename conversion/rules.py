@@ -12,8 +12,9 @@ gradients travel by the same rules as weights.
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 
@@ -25,6 +26,9 @@ _PATTERNS = {"{}": r"(\d+)", "{*}": r"(.+)"}
 
 Captures = tuple[tuple[str, ...], tuple[str, ...]]
 """What the holes of a template stood for: the numbers, then the wildcards, each in the order they appear."""
+
+Claim = tuple[int, int, Captures]
+"""Who has a key: the place of a rule in its key map, of a template among the rule's, and what its holes stood for."""
 
 
 class Template:
@@ -38,6 +42,12 @@ class Template:
         self.holes = pieces[1::2]
         self._literals = pieces[::2]
         self._regex = re.compile("".join(_PATTERNS.get(piece, re.escape(piece)) for piece in pieces))
+
+    @classmethod
+    @cache
+    def of(cls, text: str) -> "Template":
+        """The template of `text`, made once."""
+        return cls(text)
 
     def match(self, key: str) -> Captures | None:
         """The captures if `key` is an instance of this template, else `None`."""
@@ -203,3 +213,89 @@ class Reshape(Rule):
 
     def __init__(self, original: str, ours: str, ours_shape: Sequence[int], original_shape: Sequence[int]):
         super().__init__(original, ours, View(tuple(ours_shape), tuple(original_shape)))
+
+
+@dataclass
+class Step:
+    """One application of a rule.
+
+    Args:
+        rule: its place in the key map; `None` if no rule has the one key in `sources`.
+        sources: keys read.
+        targets: keys written.
+        tensors: one for each of `targets`, if the rule could be applied.
+        lacking: which of `sources` are not there.
+        failure: why the shapes do not suit the rule.
+    """
+
+    rule: int | None
+    sources: list[str]
+    targets: list[str]
+    tensors: list[torch.Tensor] = field(default_factory=list)
+    lacking: list[str] = field(default_factory=list)
+    failure: str | None = None
+
+
+@dataclass(frozen=True)
+class KeyMap:
+    """The rules of a module for one configuration, and the templates of what it ignores with their reasons."""
+
+    rules: list[Rule]
+    ignored: dict[str, str]
+
+    def is_ignored(self, original: str) -> bool:
+        """Whether an original key is dropped for a stated reason."""
+        return any(Template.of(text).match(original) is not None for text in self.ignored)
+
+    def claim(self, original: str) -> Claim | None:
+        """Who has an original key: its rule, the place among the rule's templates, what the holes stand for."""
+        for index, rule in enumerate(self.rules):
+            for place, template in enumerate(rule.originals):
+                if (captures := template.match(original)) is not None:
+                    return index, place, captures
+        return None
+
+    def origin(self, ours: str) -> Claim | None:
+        """The same for one of our keys: the first rule that leads back to originals which it would claim itself."""
+        for index, rule in enumerate(self.rules):
+            for place, template in enumerate(rule.ours):
+                captures = template.match(ours)
+                if captures is not None and self._returns(index, captures):
+                    return index, place, captures
+        return None
+
+    def _returns(self, index: int, captures: Captures) -> bool:
+        keys = [template.fill(captures) for template in self.rules[index].originals]
+        return all(
+            self.claim(key) == (index, place, captures) and not self.is_ignored(key) for place, key in enumerate(keys)
+        )
+
+    def forward(self, originals: Mapping[str, torch.Tensor]) -> Iterator[Step]:
+        """The rules applied to originals, one step for each group of tensors that a rule reads together."""
+        yield from self._steps(originals, self.claim, backward=False)
+
+    def backward(self, ours: Mapping[str, torch.Tensor]) -> Iterator[Step]:
+        """The rules applied to our tensors in reverse."""
+        yield from self._steps(ours, self.origin, backward=True)
+
+    def _steps(
+        self, tensors: Mapping[str, torch.Tensor], claim: Callable[[str], Claim | None], backward: bool
+    ) -> Iterator[Step]:
+        groups: dict[tuple[int, Captures], None] = {}
+        for name in tensors:
+            if claimed := claim(name):
+                groups[claimed[0], claimed[2]] = None
+            else:
+                yield Step(None, [name], [])
+        for index, captures in groups:
+            rule = self.rules[index]
+            sources, targets = (rule.ours, rule.originals) if backward else (rule.originals, rule.ours)
+            step = Step(index, [t.fill(captures) for t in sources], [t.fill(captures) for t in targets])
+            step.lacking = [name for name in step.sources if name not in tensors]
+            if not step.lacking:
+                inputs = [tensors[name] for name in step.sources]
+                try:
+                    step.tensors = rule.backward(inputs) if backward else rule.forward(inputs)
+                except (ValueError, RuntimeError) as error:
+                    step.failure = f"{step.sources[0]} {list(inputs[0].shape)}: {error}"
+            yield step

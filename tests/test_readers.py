@@ -366,7 +366,7 @@ def test_archives_that_are_no_torch_files(tmp_path):
     path = tmp_path / "weights.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "nothing here")
-    with pytest.raises(NotACheckpointError, match=r"zip archive, but not of torch, of 1: readme\.txt"):
+    with pytest.raises(NotACheckpointError, match=r"zip archive, but not of torch.*1: readme\.txt"):
         read(path)
     torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), path)
     with pytest.raises(NotACheckpointError, match="TorchScript program"):
