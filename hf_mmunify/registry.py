@@ -27,9 +27,10 @@ ARCHITECTURES: dict[str, dict[str, str]] = {
 
 def _class_named(name: str, module: ModuleType) -> type:
     """The class of our architecture, or the public one of transformers that serves it as it is."""
-    for home in (module, transformers):
-        if name in dir(home):
-            return getattr(home, name)
+    if name in vars(module):
+        return vars(module)[name]
+    if hasattr(transformers, name):
+        return getattr(transformers, name)
     raise ImportError(
         f"The registry names `{name}`, which neither {module.__name__} nor transformers exports: "
         "correct the row, or add the class to the `__all__` of its file."
