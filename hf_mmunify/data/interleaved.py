@@ -1,0 +1,405 @@
+"""Documents in which text and images alternate become batches, as in Flamingo's training.
+
+    {"images": [...], "text": "my dog: <image> my cat: <image>"} -.
+    {"image": ..., "text": "a dog"}                              -+-> InterleavedCollator -> input_ids, labels [B, T]
+    {"video": [...], "text": "a dog runs"}                       -'                          media_index       [B, T]
+                                                                        pixel_values [B, M, (F,) C, H, W]
+
+- `<|endofchunk|>` ends the text of an image: it stands before every image that text precedes, and at the end.
+- `media_index` says which image of its row a token looks at (from 1; 0 is none): the image before it, or, in a share
+  of the interleaved documents, the image after it, since web pages put text on either side of its image.
+- What is drawn for a document (window, side, space, caption) depends on the document, the seed and the epoch alone:
+  not on its batch, worker or process, nor on whether the training was resumed.
+
+Paper: Flamingo: a Visual Language Model for Few-Shot Learning (Alayrac et al., 2022), section 2.4, appendix B.1.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+
+@dataclass
+class InterleavedDocument:
+    """A row of any of the known forms, made uniform.
+
+    Args:
+        text (`str`): With one image token for each entry of `media`, and without end-of-chunk tokens.
+        media (`list`): Images, and lists of frames for videos, in the order of their tokens.
+        is_pair (`bool`): Whether it is one image (or video) and its caption.
+        counts (`bool`): Whether there is anything to learn from it.
+    """
+
+    text: str
+    media: list
+    is_pair: bool = False
+    counts: bool = True
+
+
+@dataclass
+class _Tokens:
+    """A document as tokens: ids, the image each looks at (from 1, 0 is none), and the images that stay."""
+
+    ids: list[int]
+    media_index: list[int]
+    media: list
+    counts: bool = field(default=True)
+
+
+def _is_video(media: Any) -> bool:
+    return isinstance(media, list | tuple) or (isinstance(media, np.ndarray) and media.ndim == 4)
+
+
+class InterleavedCollator:
+    """Rows of interleaved documents, image-text pairs and video-text pairs -> the batch that a model trains on.
+
+    The rows of a batch may be of different forms; each is recognised by its columns:
+
+    | columns | what it is |
+    |---|---|
+    | `images`, `text` | a document; `text` has one `<image>` for each of the `images` |
+    | `images`, `texts` | a document as two lists of equal length, `None` where the other has something (OBELICS) |
+    | `images`, `text_list`, `matched_text_index` | sentences, and for each image the sentence it precedes (MMC4) |
+    | `image`, `text` or `caption` | a pair; of a list of captions one is drawn |
+    | `video`, `text` or `caption` | a video, as a list or array of frames, and its caption |
+    | `text` | text alone |
+
+    Pairs become `<bos><image>text<|endofchunk|><eos>`, documents `<bos>text<|endofchunk|><image>text<|endofchunk|>`.
+
+    Args:
+        processor (`ProcessorMixin`):
+            Has a `tokenizer`, an `image_token`, and answers `processor(images=[row])` with `pixel_values` of shape
+            `(1, num_images, [num_frames,] channels, height, width)`, as `FlamingoProcessor` does.
+        max_images (`int`, defaults to 5):
+            Images of a document; of more only the first are kept, and text that belongs to others sees none.
+        max_length (`int`, defaults to 256):
+            Tokens of a row. Of a longer document a random window is taken, of a longer pair the beginning.
+        next_image_probability (`float`, defaults to 0.5):
+            Share of the documents whose text looks at the image after it instead of the one before it (p_next).
+        leading_space_probability (`float`, defaults to 0.5):
+            Share of the pairs whose text begins with a space, so that the model knows both ways to write a prompt.
+        end_of_chunk_token (`str`, *optional*, defaults to `"<|endofchunk|>"`):
+            Must be a token of the tokenizer; `None` writes none.
+        add_bos (`bool`, *optional*):
+            Whether a document begins with the tokenizer's BOS. By default as the tokenizer has it when it is called,
+            so that training and prompting agree.
+        random_window (`bool`, defaults to `True`):
+            Whether the window of a long document is random; otherwise it is the beginning.
+        learn_text_without_image (`bool`, defaults to `True`):
+            Whether text that sees no image is learned too, as in the paper. OpenFlamingo learns none of it.
+        min_image_side (`int`, *optional*), max_aspect_ratio (`float`, *optional*):
+            Leave out images with a shorter side, or whose sides have a greater ratio (the paper: 64 and 3). From a
+            pair without its image nothing is learned.
+        num_frames (`int`, *optional*, defaults to 8):
+            Frames taken of each video, evenly spaced; `None` takes all, and all videos of a batch must have as many.
+        packing (`bool`, defaults to `False`):
+            Whether several documents share a row, as long as they fit `max_length`: fewer rows, less padding. Each
+            document sees its own images only, and, in language models that take `position_ids`, its own text only.
+        transform (`Callable`, *optional*):
+            Called with the frames of an image or video (one image: a list of one) and a `numpy` generator, returns
+            frames: where augmentation goes (`hf_mmunify.training.ImageAugmentation`).
+        return_media_index (`bool`, defaults to `True`):
+            Whether the batch has `media_index`. Models that count `<image>` tokens themselves do without; then
+            `next_image_probability` must be 0 and `packing` off.
+        pad_to_multiple_of (`int`, *optional*):
+            Rows are padded to the longest one, and further to a multiple of this.
+        seed (`int`, defaults to 0):
+            Another seed draws anew; so does `set_epoch`.
+
+    Returns:
+        A `dict` of `input_ids`, `labels` and `media_index` `[B, T]`, `attention_mask` `[B, T]` (packed: `position_ids`
+        instead), and where the batch has images `pixel_values` `[B, M, (F,) C, H, W]` and `image_mask` `[B, M]` (the
+        latter where rows differ in number). Labels are -100 on padding, on `<image>`, and on the first token of every
+        document, which nothing precedes.
+
+    Raises:
+        ValueError: a row has unknown columns, or its images do not fit its text; the message says which row.
+    """
+
+    def __init__(
+        self,
+        processor,
+        max_images: int = 5,
+        max_length: int = 256,
+        next_image_probability: float = 0.5,
+        leading_space_probability: float = 0.5,
+        end_of_chunk_token: str | None = "<|endofchunk|>",
+        add_bos: bool | None = None,
+        random_window: bool = True,
+        learn_text_without_image: bool = True,
+        min_image_side: int | None = None,
+        max_aspect_ratio: float | None = None,
+        num_frames: int | None = 8,
+        packing: bool = False,
+        transform: Callable[[list, np.random.Generator], list] | None = None,
+        return_media_index: bool = True,
+        pad_to_multiple_of: int | None = None,
+        seed: int = 0,
+    ):
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.image_token = processor.image_token
+        self.end_of_chunk_token = end_of_chunk_token
+        for token in (self.image_token, *([] if end_of_chunk_token is None else [end_of_chunk_token])):
+            if token not in self.tokenizer.get_vocab():
+                raise ValueError(
+                    f"The tokenizer has no token {token!r}: add it with `add_special_tokens`, or name the token that "
+                    "the model has for it (`end_of_chunk_token=None` for none)."
+                )
+        if not return_media_index and (packing or next_image_probability > 0):
+            raise ValueError(
+                "Packing and next_image_probability speak to the model through media_index: with "
+                "return_media_index=False, set packing=False and next_image_probability=0."
+            )
+        self.image_token_id = self.tokenizer.convert_tokens_to_ids(self.image_token)
+        self.max_images = max_images
+        self.max_length = max_length
+        self.next_image_probability = next_image_probability
+        self.leading_space_probability = leading_space_probability
+        self.random_window = random_window
+        self.learn_text_without_image = learn_text_without_image
+        self.min_image_side = min_image_side
+        self.max_aspect_ratio = max_aspect_ratio
+        self.num_frames = num_frames
+        self.packing = packing
+        self.transform = transform
+        self.return_media_index = return_media_index
+        self.pad_to_multiple_of = pad_to_multiple_of
+        self.seed = seed
+        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()  # reaches workers that live on
+        bare = self.tokenizer("").input_ids  # what the tokenizer puts around a text, if anything
+        own_bos = self.tokenizer.bos_token_id is not None and bare[:1] == [self.tokenizer.bos_token_id]
+        with_bos = own_bos if add_bos is None else add_bos
+        self._start = [self.tokenizer.bos_token_id] if with_bos and self.tokenizer.bos_token_id is not None else []
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw anew for another pass over the same documents."""
+        self._epoch.fill_(epoch)
+
+    def generator(self, document: InterleavedDocument) -> np.random.Generator:
+        """The random numbers of a document, the same in every batch, worker, process and run of this epoch."""
+        digest = hashlib.blake2b(document.text.encode(), digest_size=8).digest()
+        return np.random.default_rng([self.seed, int(self._epoch), int.from_bytes(digest)])
+
+    def document(self, row: Mapping[str, Any]) -> InterleavedDocument:
+        """The document that a row holds, as the table above tells.
+
+        Raises:
+            ValueError: when its columns are not in the table, or its images do not fit its text.
+        """
+        token = self.image_token
+        caption = row.get("text", row.get("caption"))
+        if row.get("image") is not None or row.get("video") is not None:
+            if caption is None:
+                raise ValueError(f"A pair needs a `text` or `caption` beside its image; got {sorted(row)}.")
+            media = row["image"] if row.get("image") is not None else list(row["video"])
+            return InterleavedDocument(f"{token}{self._one_caption(caption)}", [media], is_pair=True)
+        images = list(row.get("images") if row.get("images") is not None else [])
+        if row.get("text_list") is not None:
+            text = self._place_images(row["text_list"], row, len(images))
+        elif row.get("texts") is not None:
+            if len(row["texts"]) != len(images):
+                raise ValueError(
+                    f"`texts` and `images` take turns and are equally long; got {len(row['texts'])} and {len(images)}."
+                )
+            text = "".join(token if words is None else words for words in row["texts"])
+            images = [image for image, words in zip(images, row["texts"]) if words is None]
+        elif isinstance(caption, str):
+            text = caption
+        else:
+            raise ValueError(
+                "A row has the columns `images` and `text`, `image` and `text`, or `video` and `text`; got "
+                f"{sorted(row)}. Rename the columns, or map the dataset to one of these forms."
+            )
+        if text.count(token) != len(images):
+            raise ValueError(
+                f"The text has {text.count(token)} {token} token(s), but {len(images)} image(s) came with it: write "
+                f"one {token} where each image belongs."
+            )
+        return InterleavedDocument(text, images)
+
+    def _one_caption(self, caption: str | Sequence[str]) -> str:
+        if isinstance(caption, str):
+            return caption
+        joined = InterleavedDocument("\n".join(caption), [])
+        return caption[self.generator(joined).integers(len(caption))]
+
+    def _place_images(self, sentences: Sequence[str], row: Mapping[str, Any], num_images: int) -> str:
+        """Sentences with an image token before each that an image was matched to."""
+        places = row.get("matched_text_index")
+        if places is None or len(places) != num_images:
+            raise ValueError(
+                "`matched_text_index` names, for each of the `images`, the sentence of `text_list` that it precedes; "
+                f"got {places} for {num_images} image(s)."
+            )
+        if any(place not in range(len(sentences)) for place in places) or list(places) != sorted(places):
+            raise ValueError(
+                f"`matched_text_index` counts the {len(sentences)} sentences of `text_list` from 0, in the order of "
+                f"the images; got {list(places)}. Sort the images by it."
+            )
+        counts = np.bincount(places, minlength=len(sentences)) if num_images else np.zeros(len(sentences), int)
+        return " ".join(self.image_token * count + sentence for sentence, count in zip(sentences, counts))
+
+    def _filtered(self, document: InterleavedDocument) -> InterleavedDocument:
+        """The document without the images that are too small or too narrow, and without their tokens."""
+        kept = [self._is_usable(media) for media in document.media]
+        if all(kept):
+            return document
+        first, *rest = document.text.split(self.image_token)
+        text = first + "".join((self.image_token if keep else "") + words for keep, words in zip(kept, rest))
+        media = [media for media, keep in zip(document.media, kept) if keep]
+        return InterleavedDocument(text, media, document.is_pair, counts=not document.is_pair)
+
+    def _is_usable(self, media: Any) -> bool:
+        frame = media[0] if _is_video(media) else media
+        if isinstance(frame, Image.Image):
+            sides = frame.size
+        else:  # (height, width), (height, width, channels) or (channels, height, width)
+            sides = frame.shape if frame.ndim == 2 else frame.shape[:2] if frame.shape[-1] <= 4 else frame.shape[1:]
+        short, long = min(sides), max(sides)
+        return short >= (self.min_image_side or 0) and long <= short * (self.max_aspect_ratio or float("inf"))
+
+    def tokenize(self, document: InterleavedDocument) -> _Tokens:
+        """Token ids, the image that each token looks at, and the images, cut to `max_length` and `max_images`."""
+        rng = self.generator(document)
+        looks_ahead = rng.random() < self.next_image_probability
+        has_space = rng.random() < self.leading_space_probability
+        place = rng.random()
+        if self.min_image_side is not None or self.max_aspect_ratio is not None:
+            document = self._filtered(document)
+        end = self.end_of_chunk_token or ""
+        first, *rest = document.text.split(self.image_token)
+        if document.is_pair and rest and has_space and not rest[0].startswith(" "):
+            rest[0] = f" {rest[0]}"
+        chunks = []
+        for number, words in enumerate([first, *rest]):
+            words = words.replace(end, "") if end else words
+            words = words.rstrip()
+            chunks.append((self.image_token if number else "") + (words + end if words else ""))
+        ids = self.tokenizer("".join(chunks), add_special_tokens=False).input_ids
+        ids = [*self._start, *ids]
+        if document.is_pair and self.tokenizer.eos_token_id is not None:
+            ids.append(self.tokenizer.eos_token_id)
+
+        images = np.array(ids) == self.image_token_id  # [T]
+        before = images.cumsum()
+        media_index = before  # the image at or before a token
+        if looks_ahead and not document.is_pair:
+            media_index = before + ~images  # the image at or after it
+            media_index[media_index > before[-1:].sum()] = 0
+        start = 0
+        if self.random_window and not document.is_pair:
+            start = int(place * (max(0, len(ids) - self.max_length) + 1))
+        window = slice(start, start + self.max_length)
+        ids, images, media_index = np.array(ids)[window], images[window], media_index[window]
+
+        present = np.flatnonzero(images)[: self.max_images]
+        numbers = before[window][present]  # of the images that stay, counted in the whole document
+        renumbered = np.zeros(len(document.media) + 1, int)
+        renumbered[numbers] = np.arange(1, len(numbers) + 1)
+        keep = ~images
+        keep[present] = True
+        return _Tokens(
+            ids=ids[keep].tolist(),
+            media_index=renumbered[media_index][keep].tolist(),
+            media=[self._frames(document.media[number - 1], rng) for number in numbers],
+            counts=document.counts,
+        )
+
+    def _frames(self, media: Any, rng: np.random.Generator) -> Any:
+        """An image, or `num_frames` frames of a video evenly spaced, transformed."""
+        frames = [media]
+        if _is_video(media):
+            frames = list(media)
+            if self.num_frames is not None:
+                places = np.linspace(0, len(frames) - 1, self.num_frames).round().astype(int)
+                frames = [frames[place] for place in places]
+        if self.transform is not None:
+            frames = self.transform(frames, rng)
+        return frames if _is_video(media) else frames[0]
+
+    def _labels(self, tokens: _Tokens) -> list[int]:
+        """The tokens that are learned, -100 for the others."""
+        return [
+            token
+            if place > 0
+            and tokens.counts
+            and token != self.image_token_id
+            and (index > 0 or self.learn_text_without_image)
+            else -100
+            for place, (token, index) in enumerate(zip(tokens.ids, tokens.media_index))
+        ]
+
+    def _pack(self, documents: Sequence[_Tokens]) -> list[list[_Tokens]]:
+        """Documents that share a row: each goes into the first one that has room for it."""
+        if not self.packing:
+            return [[document] for document in documents]
+        rows, room = [], []
+        for document in documents:
+            size = len(document.ids)
+            place = next((number for number, left in enumerate(room) if left >= size), len(rows))
+            if place == len(rows):
+                rows.append([])
+                room.append(self.max_length)
+            rows[place].append(document)
+            room[place] -= size
+        return rows
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        documents = []
+        for number, row in enumerate(rows):
+            try:
+                documents.append(self.tokenize(self.document(row)))
+            except ValueError as error:
+                raise ValueError(f"Row {number} of the batch: {error}") from error
+        packed = self._pack(documents)
+        length = max(sum(len(document.ids) for document in row) for row in packed)
+        if self.pad_to_multiple_of is not None:
+            length += -length % self.pad_to_multiple_of
+        shape = len(packed), length
+        batch = {
+            "input_ids": torch.full(shape, self.tokenizer.pad_token_id),
+            "attention_mask": torch.zeros(shape, dtype=torch.long),
+            "labels": torch.full(shape, -100),
+            "media_index": torch.zeros(shape, dtype=torch.long),
+            "position_ids": torch.zeros(shape, dtype=torch.long),
+        }
+        for number, row in enumerate(packed):
+            start, num_images = 0, 0
+            for document in row:
+                place = slice(start, start + len(document.ids))
+                index = torch.tensor(document.media_index)
+                batch["input_ids"][number, place] = torch.tensor(document.ids)
+                batch["attention_mask"][number, place] = 1
+                batch["labels"][number, place] = torch.tensor(self._labels(document))
+                batch["media_index"][number, place] = torch.where(index > 0, index + num_images, 0)
+                batch["position_ids"][number, place] = torch.arange(len(document.ids))
+                start, num_images = start + len(document.ids), num_images + len(document.media)
+            batch["position_ids"][number, start:] = torch.arange(length - start)
+        # Positions that begin anew keep the documents of a row apart, in models that find no mask beside them
+        del batch["attention_mask" if self.packing else "position_ids"]
+        if not self.return_media_index:
+            del batch["media_index"]
+        media = [[image for document in row for image in document.media] for row in packed]
+        return {**batch, **self._pixels(media)}
+
+    def _pixels(self, media: list[list]) -> dict[str, torch.Tensor]:
+        """Pixels of the images of each row, padded to the row with the most, and which of them are images."""
+        if not any(media):
+            return {}
+        flat = [image for row in media for image in row]
+        pixels = self.processor(images=[flat], return_tensors="pt")["pixel_values"][0]  # [N, (F,) C, H, W]
+        longest = max(len(row) for row in media)
+        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in media])  # [B, M]
+        padded = pixels.new_zeros(mask.numel(), *pixels.shape[1:])
+        padded[mask.flatten().bool()] = pixels
+        images = {"pixel_values": padded.unflatten(0, mask.shape)}  # [B, M, (F,) C, H, W]
+        return images if mask.all() else {**images, "image_mask": mask}
+
+
+__all__ = ["InterleavedCollator", "InterleavedDocument"]
