@@ -280,5 +280,6 @@ class FakeHub:
             "HF_HOME": str(home),
             "HF_TOKEN": "hf_token",
             "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_OFFLINE": "0",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         }

@@ -1,0 +1,155 @@
+"""Which parts of each architecture a LoRA adapts, which are trained in full beside it, and which stay out of 4 bits.
+
+`lora_config` fits a model that is loaded as it is; `qlora_config` is for loading it in 4 bits first (QLoRA: Dettmers
+et al., 2023). A new architecture enters with a row of `PRESETS`.
+"""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import AutoModel, BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+
+@dataclass(frozen=True)
+class LoraPreset:
+    """How one architecture is fine-tuned with few parameters.
+
+    Attributes:
+        target_modules (`str`): the modules that get a LoRA, as `peft.LoraConfig` takes them.
+        exclude_modules (`str`, *optional*): a regular expression of those among them that get none.
+        modules_to_save (`tuple[str, ...]`): modules that are trained in full and saved with the LoRA.
+        full_precision (`tuple[str, ...]`): modules, by the last part of their names, that are never quantised.
+    """
+
+    target_modules: str = "all-linear"
+    exclude_modules: str | None = None
+    modules_to_save: tuple[str, ...] = ()
+    full_precision: tuple[str, ...] = ()
+
+
+PRESETS: dict[str, LoraPreset] = {
+    # The language model is adapted, the adapter trained; the tower is small beside it, and everything rests on it.
+    "flamingo": LoraPreset(
+        exclude_modules=r"(.*\.)?(vision_model|adapter)\..*",
+        modules_to_save=("adapter",),
+        full_precision=("adapter", "vision_model"),
+    ),
+}
+
+
+def preset_of(model_or_config: PreTrainedModel | PreTrainedConfig) -> LoraPreset:
+    """The row of `PRESETS` for a model or its config.
+
+    Raises:
+        ValueError: when there is none for this architecture; the message lists those that have one.
+    """
+    config = model_or_config.config if isinstance(model_or_config, PreTrainedModel) else model_or_config
+    if config.model_type not in PRESETS:
+        raise ValueError(
+            f"There is no LoRA preset for {config.model_type!r}, only for {sorted(PRESETS)}: write a "
+            "peft.LoraConfig by hand, or add a row to hf_mmunify.training.lora.PRESETS."
+        )
+    return PRESETS[config.model_type]
+
+
+def lora_config(model_or_config: PreTrainedModel | PreTrainedConfig, **overrides) -> "LoraConfig":
+    """The LoRA that suits an architecture: rank 16 on every linear layer of what was pre-trained and frozen.
+
+    Args:
+        model_or_config ([`PreTrainedModel`] or [`PreTrainedConfig`]):
+            The model, or its config.
+        overrides:
+            Fields of [`peft.LoraConfig`] that are set otherwise. `modules_to_save=None` leaves everything but the LoRA
+            as it is (for Flamingo: an adapter that was trained before), which makes its file much smaller.
+
+    Returns:
+        [`peft.LoraConfig`]: with `r=16`, `lora_alpha=32` and no dropout, unless `overrides` say otherwise.
+
+    Raises:
+        ValueError: when the architecture has no preset.
+
+    Example:
+
+    ```python
+    >>> from peft import get_peft_model
+
+    >>> model = get_peft_model(model, lora_config(model))
+    >>> model = get_peft_model(model, lora_config(model, r=4, target_modules=["q_proj", "v_proj"]))
+    ```
+    """
+    from peft import LoraConfig  # seconds to import, and of no use to who trains no LoRA
+
+    preset = preset_of(model_or_config)
+    settings = {
+        "r": 16,
+        "lora_alpha": 32,
+        "target_modules": preset.target_modules,
+        "exclude_modules": preset.exclude_modules,
+        "modules_to_save": list(preset.modules_to_save) or None,
+    }
+    return LoraConfig(**{**settings, **overrides})
+
+
+def qlora_config(model_or_config: PreTrainedModel | PreTrainedConfig, **overrides) -> BitsAndBytesConfig:
+    """How `from_pretrained` is to load an architecture in 4 bits (NF4, double quantisation, computing in bfloat16).
+
+    What is trained in full, what is small, and the output embeddings keep their precision. A width should be a
+    multiple of 64, the number of weights that share a scale.
+
+    Args:
+        model_or_config ([`PreTrainedModel`] or [`PreTrainedConfig`]):
+            The model, or its config.
+        overrides:
+            Fields of [`BitsAndBytesConfig`] that are set otherwise.
+
+    Returns:
+        [`BitsAndBytesConfig`]: for the argument `quantization_config` of `from_pretrained`.
+
+    Raises:
+        ValueError: when the architecture has no preset.
+        ImportError: when bitsandbytes is not installed.
+
+    Example:
+
+    ```python
+    >>> from peft import get_peft_model, prepare_model_for_kbit_training
+    >>> from transformers import AutoConfig, AutoModelForImageTextToText
+
+    >>> config = AutoConfig.from_pretrained("you/flamingo")
+    >>> model = AutoModelForImageTextToText.from_pretrained("you/flamingo", quantization_config=qlora_config(config))
+    >>> model = get_peft_model(prepare_model_for_kbit_training(model), lora_config(model))
+    ```
+    """
+    preset = preset_of(model_or_config)
+    if find_spec("bitsandbytes") is None:
+        raise ImportError("Loading in 4 bits needs bitsandbytes: pip install 'hf-mmunify[quantization]'.")
+    settings = {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": torch.bfloat16,
+        # Regular expressions, matched from the start of a name: heads put a prefix before the parts of the base model
+        "llm_int8_skip_modules": [
+            rf"(?:.*\.)?{name}" for name in (*preset.full_precision, *_output_embeddings(model_or_config))
+        ],
+    }
+    return BitsAndBytesConfig(**{**settings, **overrides})
+
+
+def _output_embeddings(model_or_config: PreTrainedModel | PreTrainedConfig) -> list[str]:
+    """The last part of the name of the output embeddings, if there are any."""
+    model = model_or_config
+    if isinstance(model, PreTrainedConfig):
+        with torch.device("meta"):
+            model = AutoModel.from_config(model)
+    head = model.get_output_embeddings()
+    return [name.rpartition(".")[2] for name, module in model.named_modules() if head is not None and module is head]
+
+
+__all__ = ["PRESETS", "LoraPreset", "lora_config", "preset_of", "qlora_config"]
