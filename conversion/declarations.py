@@ -54,7 +54,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Variant:
-    """One published checkpoint; its keys and shapes are in `manifest`.
+    """One published checkpoint. Its keys and shapes are in `manifests/<x>/<manifest>.txt`.
 
     Args:
         config: the authors' configuration, in their own names.
@@ -62,6 +62,7 @@ class Variant:
         file: name of the published file.
         head: key of `HEADS`.
         sha256: of the published file, if known.
+        manifest: name of the variant that has the same keys and shapes; by default its own.
     """
 
     config: Mapping[str, Any]
@@ -69,6 +70,7 @@ class Variant:
     file: str
     head: str | None = None
     sha256: str | None = None
+    manifest: str | None = None
 
 
 def conversion_names() -> list[str]:
@@ -129,9 +131,8 @@ def reason_for(reasons: Mapping[str, str], key: str) -> str | None:
 
 
 def manifest_path(module: Conversion, variant: str) -> Path:
-    """`manifests/<x>/<variant>.txt`, or `manifests/<x>.txt` of a module that has only one layout."""
-    path = MANIFESTS / name_of(module) / f"{variant}.txt"
-    return path if path.is_file() else MANIFESTS / f"{name_of(module)}.txt"
+    """Where the keys and shapes of a published variant are listed."""
+    return MANIFESTS / name_of(module) / f"{variant_of(module, variant).manifest or variant}.txt"
 
 
 def read_manifest(path: str | Path) -> dict[str, tuple[int, ...]]:

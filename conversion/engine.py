@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_mmunify.conversion.declarations import (
@@ -77,6 +78,9 @@ CONTAINERS = ("state_dict", "model_state_dict", "model", "module", "net")
 
 PREFIXES = ("module.", "_orig_mod.")
 """What DistributedDataParallel and `torch.compile` put before every key."""
+
+REFUSALS = (StrictDataclassError, TypeError, ValueError, RuntimeError, AttributeError, LookupError, ArithmeticError)
+"""What configurations and models raise over values that make no model."""
 
 DERIVED_TOLERANCE = 1e-5
 """How far what the original computes itself may be from ours: other versions of its framework round otherwise."""
@@ -301,8 +305,8 @@ def our_config(
         raise WrongConfigError(
             f"original_config of `{name_of(module)}` lacks {error}; it has {listing(original_config or {})}. {advice}."
         ) from error
-    except (TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError) as error:
-        what = "none was given" if original_config is None else f"it makes no model ({error})"
+    except REFUSALS as error:
+        what = "none was given" if original_config is None else f"it makes no model ({_one_line(error)})"
         raise WrongConfigError(f"original_config of `{name_of(module)}`: {what}. {advice}.") from error
 
 
@@ -339,8 +343,14 @@ def skeleton(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> Pr
     try:
         with torch.device("meta"):
             return model_class(config)
-    except (TypeError, ValueError, RuntimeError, AttributeError, ZeroDivisionError) as error:
-        raise WrongConfigError(f"{model_class.__name__} cannot be built from this configuration: {error}") from error
+    except REFUSALS as error:
+        raise WrongConfigError(
+            f"{model_class.__name__} cannot be built from this configuration: {_one_line(error)}"
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 @dataclass(frozen=True)
@@ -429,7 +439,8 @@ def map_originals(
             if name in mapped.tensors:
                 raise KeyMapError(f"`{name_of(module)}` fills `{name}` twice, the second time from {whence}.")
             if name not in names.shapes:
-                faults.unmapped.append(f"{whence} (its place would be {name})")
+                if not copies.keys() >= set(step.sources):  # a copy need not have a place
+                    faults.unmapped.append(f"{whence} (its place would be {name})")
             elif tensor.shape != names.shapes[name]:
                 faults.misshapen.append(f"{whence} {list(tensor.shape)} for {name} {list(names.shapes[name])}")
             else:

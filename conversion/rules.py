@@ -296,6 +296,6 @@ class KeyMap:
                 inputs = [tensors[name] for name in step.sources]
                 try:
                     step.tensors = rule.backward(inputs) if backward else rule.forward(inputs)
-                except (ValueError, RuntimeError) as error:
+                except (ValueError, RuntimeError, IndexError) as error:
                     step.failure = f"{step.sources[0]} {list(inputs[0].shape)}: {error}"
             yield step

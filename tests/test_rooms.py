@@ -154,8 +154,8 @@ PARTS = {
         "add conversion/{x}.py with the table of hf_mmunify.conversion.engine; `SOURCE = None` if none was published",
     ),
     "manifest": (
-        lambda: {x for x in ARCHITECTURES if not manifest_is_due(x) or stems("conversion/manifests", f"{x}*.txt")},
-        "add conversion/manifests/{x}.txt: key and shape of every tensor of a published checkpoint",
+        lambda: {x for x in ARCHITECTURES if not manifest_is_due(x) or stems("conversion/manifests", f"{x}/*.txt")},
+        "add conversion/manifests/{x}/<variant>.txt: key and shape of every tensor of a published checkpoint",
     ),
     "model card": (
         lambda: stems("model_cards", "*.md"),
