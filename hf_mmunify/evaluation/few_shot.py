@@ -1,0 +1,401 @@
+"""Few-shot evaluation: solved examples stand before a question, and the model goes on as they do.
+
+    support examples -> selected (at random, or most similar) -> prompt -> generate             -> answers [Q]
+    queries ----------------------------------------------------'      '-> rank by likelihood   -> scores [Q, C]
+
+    <image>Output: a dog.<|endofchunk|><image>Output: a cat.<|endofchunk|><image>Output:
+
+Paper: Flamingo: a Visual Language Model for Few-Shot Learning (Alayrac et al., 2022), section 2.5, appendix A.2 and
+B.1.5. RICES, the selection of similar examples: Yang et al., 2021 (PICa).
+"""
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import ProcessorMixin
+from transformers.utils import logging
+
+
+CAPTION_TEMPLATE = "<image>Output: {answer}<|endofchunk|>"
+QUESTION_TEMPLATE = "<image>Question: {question} Answer: {answer}<|endofchunk|>"
+
+
+@dataclass
+class FewShotPrompt:
+    """What a model reads for one query.
+
+    Args:
+        text (`str`): Solved examples, and the query up to where its answer is due.
+        images (`list`): One for each image token of `text`.
+        examples (`list[int]`): Which examples of the support set these are, the nearest to the query last.
+    """
+
+    text: str
+    images: list
+    examples: list[int]
+
+
+class FewShotEvaluator:
+    """Asks a model queries after `shots` solved examples, by generation or by ranking given answers.
+
+    A template writes one example: `{answer}` stands for its answer, other fields for columns of its row, and
+    `<image>` for its image. A query is the template up to `{answer}`.
+
+    Args:
+        model (`PreTrainedModel`):
+            Reads interleaved text and images, and generates: `FlamingoForConditionalGeneration` or the like.
+        processor (`ProcessorMixin`):
+            Its processor: `processor(images=[[...], ...], text=[...])`, with an `image_token` and a `tokenizer`.
+        support (`Sequence[Mapping]`):
+            Solved examples to choose shots from, as rows (a list, or a `datasets.Dataset`).
+        template (`str`, defaults to `CAPTION_TEMPLATE`):
+            How an example is written.
+        image_column (`str`, defaults to `"image"`), answer_column (`str`, defaults to `"answer"`):
+            Columns of a row. A list of frames in the place of an image is a video. Of a list of answers, shots show
+            the most frequent one; metrics get them all.
+        selection (`str`, defaults to `"random"`):
+            "random", or "similar": the shots whose images have the greatest cosine similarity to the query's, in
+            order of increasing similarity (RICES).
+        zero_shot_examples (`int`, defaults to 2):
+            With 0 shots, this many examples are shown without their images, so that the form of an answer is known.
+        embed_images (`Callable`, *optional*):
+            Turns a list of images into vectors `[N, D]` for "similar"; by default the mean of the frozen vision
+            tower's tokens (`last_hidden_state` of `model.get_image_features`).
+        end_of_chunk_token (`str`, *optional*, defaults to `"<|endofchunk|>"`):
+            Ends a generated answer; `None` leaves it to the model's own end-of-sequence tokens.
+        batch_size (`int`, defaults to 8):
+            Prompts in a batch.
+        max_new_tokens (`int`, defaults to 20), num_beams (`int`, defaults to 3):
+            For `generate`.
+        seed (`int`, defaults to 0):
+            Draws random shots. The shots of a shorter prompt are the last ones of a longer prompt, so that numbers of
+            shots compare query by query.
+
+    Raises:
+        ValueError: the template has no `{answer}` or not exactly one image token, or `selection` is unknown.
+
+    Example:
+
+    ```python
+    evaluator = FewShotEvaluator(model, processor, support, template=QUESTION_TEMPLATE)
+    evaluator.evaluate(queries, exact_match, shots=(0, 4, 8))  # {0: {"score": 0.31, "blind": 0.12}, 4: ...}
+    ```
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        processor: ProcessorMixin,
+        support: Sequence[Mapping[str, Any]],
+        template: str = CAPTION_TEMPLATE,
+        *,
+        image_column: str = "image",
+        answer_column: str = "answer",
+        selection: Literal["random", "similar"] = "random",
+        zero_shot_examples: int = 2,
+        embed_images: Callable[[list], torch.Tensor] | None = None,
+        end_of_chunk_token: str | None = "<|endofchunk|>",
+        batch_size: int = 8,
+        max_new_tokens: int = 20,
+        num_beams: int = 3,
+        seed: int = 0,
+    ):
+        if template.count("{answer}") != 1 or template.count(processor.image_token) != 1:
+            raise ValueError(
+                f"A template writes one {processor.image_token} and one {{answer}}, as in {CAPTION_TEMPLATE!r}; got "
+                f"{template!r}."
+            )
+        if selection not in ("random", "similar"):
+            raise ValueError(f"selection is 'random' or 'similar', got {selection!r}.")
+        self.model = model
+        self.processor = processor
+        self.support = support
+        self.template = template
+        self.image_column = image_column
+        self.answer_column = answer_column
+        self.selection = selection
+        self.zero_shot_examples = zero_shot_examples
+        self.embed_images = embed_images or self._embed_by_model
+        self.end_of_chunk_token = end_of_chunk_token
+        self.batch_size = batch_size
+        self.max_new_tokens = max_new_tokens
+        self.num_beams = num_beams
+        self.seed = seed
+        self._support_vectors: torch.Tensor | None = None
+
+    # Selecting and writing ------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _embed_by_model(self, images: list) -> torch.Tensor:
+        pixels = self.processor(images=[images], return_tensors="pt")["pixel_values"][0]  # [N, (F,) C, H, W]
+        features = self.model.get_image_features(pixel_values=pixels[:, None].to(self.model.device))
+        tokens = features.last_hidden_state  # [N * F, V, D]
+        return tokens.unflatten(0, (len(images), -1)).flatten(1, 2).float().mean(dim=1).cpu()  # [N, D]
+
+    def _vectors(self, rows: Sequence[Mapping[str, Any]]) -> torch.Tensor:
+        """Unit vectors `[N, D]` of the rows' images."""
+        batches = range(0, len(rows), self.batch_size)
+        vectors = [
+            self.embed_images(
+                [rows[place][self.image_column] for place in range(start, min(start + self.batch_size, len(rows)))]
+            )
+            for start in batches
+        ]
+        return nn.functional.normalize(torch.cat(vectors), dim=-1)
+
+    def select(self, queries: Sequence[Mapping[str, Any]], shots: int) -> list[list[int]]:
+        """For each query the indices of its `shots` support examples, the nearest to the query last.
+
+        Raises:
+            ValueError: when the support set has fewer examples.
+        """
+        if not 0 <= shots <= len(self.support):
+            raise ValueError(
+                f"shots goes from 0 to the size of the support set, {len(self.support)}; got {shots}. Give a larger "
+                "support set."
+            )
+        if self.selection == "random":
+            orders = [np.random.default_rng([self.seed, number]) for number in range(len(queries))]
+            return [order.permutation(len(self.support))[:shots][::-1].tolist() for order in orders]
+        if self._support_vectors is None:
+            self._support_vectors = self._vectors(self.support)
+        similarity = self._vectors(queries) @ self._support_vectors.T  # [Q, S]
+        return similarity.topk(shots, dim=-1).indices.flip(-1).tolist()
+
+    def _answer(self, row: Mapping[str, Any]) -> str:
+        answer = row[self.answer_column]
+        return answer if isinstance(answer, str) else Counter(answer).most_common(1)[0][0]
+
+    def _write(self, row: Mapping[str, Any], answer: str) -> str:
+        return self.template.format(**{**row, "answer": answer})
+
+    def prompt(self, query: Mapping[str, Any], examples: Sequence[int], with_images: bool = True) -> FewShotPrompt:
+        """The prompt of a query after these examples of the support set, whose images may be left out."""
+        rows = [self.support[place] for place in examples]
+        solved = "".join(self._write(row, self._answer(row)) for row in rows)
+        if not with_images:
+            solved = solved.replace(self.processor.image_token, "")
+        asked = self.template.split("{answer}")[0].format(**{**query, "answer": None}).rstrip()
+        images = [row[self.image_column] for row in rows] if with_images else []
+        return FewShotPrompt(solved + asked, [*images, query[self.image_column]], list(examples))
+
+    def prompts(self, queries: Sequence[Mapping[str, Any]], shots: int) -> list[FewShotPrompt]:
+        """A prompt for each query; with 0 shots, `zero_shot_examples` without images."""
+        chosen = self.select(queries, shots or self.zero_shot_examples)
+        return [self.prompt(query, examples, shots > 0) for query, examples in zip(queries, chosen)]
+
+    def _inputs(self, prompts: Sequence[FewShotPrompt], blind: bool) -> dict[str, torch.Tensor]:
+        inputs = self.processor(
+            images=[prompt.images for prompt in prompts],
+            text=[prompt.text for prompt in prompts],
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+        ).to(self.model.device)
+        if blind:
+            inputs["pixel_values"] = torch.zeros_like(inputs["pixel_values"])
+        return inputs
+
+    def _batches(self, prompts: Sequence[FewShotPrompt], what: str) -> list[Sequence[FewShotPrompt]]:
+        starts = range(0, len(prompts), self.batch_size)
+        return logging.tqdm([prompts[start : start + self.batch_size] for start in starts], desc=what, leave=False)
+
+    # Answering ------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(
+        self, queries: Sequence[Mapping[str, Any]], shots: int = 0, blind: bool = False, **generate_kwargs
+    ) -> list[str]:
+        """The answer that the model writes to each query, up to the end of the chunk.
+
+        Args:
+            queries (`Sequence[Mapping]`): Rows with an image and the columns of the template; no answer is needed.
+            shots (`int`, defaults to 0): Solved examples before each query.
+            blind (`bool`, defaults to `False`): Whether all images, of the shots as well, are zeroed.
+            generate_kwargs: For `model.generate`; they win over the evaluator's own settings.
+        """
+        settings = {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams, "do_sample": False}
+        stops = self.model.generation_config.eos_token_id
+        stops = [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
+        if self.end_of_chunk_token is not None:
+            stops.append(self.processor.tokenizer.convert_tokens_to_ids(self.end_of_chunk_token))
+        settings["eos_token_id"] = sorted(set(stops)) or None
+        settings["pad_token_id"] = self.processor.tokenizer.pad_token_id
+        answers = []
+        self.model.eval()
+        for batch in self._batches(self.prompts(queries, shots), f"{shots}-shot"):
+            inputs = self._inputs(batch, blind)
+            written = self.model.generate(**inputs, **{**settings, **generate_kwargs})
+            written = written[:, inputs["input_ids"].shape[1] :]
+            answers += self.processor.tokenizer.batch_decode(written, skip_special_tokens=True)
+        return [answer.strip() for answer in answers]
+
+    @torch.no_grad()
+    def rank(
+        self,
+        queries: Sequence[Mapping[str, Any]],
+        candidates: Sequence[str],
+        shots: int = 0,
+        blind: bool = False,
+        permutations: int = 1,
+        normalize_length: bool = False,
+        candidate_batch_size: int = 64,
+    ) -> torch.Tensor:
+        """Log-likelihood of each candidate answer, with its end of chunk, after each query.
+
+        A prompt is read once, and its cache copied for the candidates.
+
+        Args:
+            queries, shots, blind: As in `generate`.
+            candidates (`Sequence[str]`): The possible answers, the same for all queries.
+            permutations (`int`, defaults to 1): Orders of the shots whose log-likelihoods are averaged: the selected
+                one, and random ones (the paper ensembles 6).
+            normalize_length (`bool`, defaults to `False`): Whether to divide by a candidate's number of tokens.
+            candidate_batch_size (`int`, defaults to 64): Candidates a prompt that are scored at once.
+
+        Returns:
+            `torch.Tensor` `[Q, C]`, on the CPU in float32; the best answer is its argmax.
+        """
+        self.model.eval()
+        chosen = self.select(queries, shots or self.zero_shot_examples)
+        total = torch.zeros(len(queries), len(candidates))
+        for order in range(permutations):
+            prompts, endings = [], []
+            for number, (query, examples) in enumerate(zip(queries, chosen)):
+                if order > 0:
+                    examples = np.random.default_rng([self.seed, number, order]).permutation(examples).tolist()
+                prompts.append(self.prompt(query, examples, shots > 0))
+                asked = self.template.split("{answer}")[0].format(**{**query, "answer": None}).rstrip()
+                endings.append([self._write(query, answer).removeprefix(asked) for answer in candidates])
+            scores, start = [], 0
+            for batch in self._batches(prompts, f"{shots}-shot"):
+                tails = endings[start : start + len(batch)]
+                scores.append(self._score(batch, tails, blind, normalize_length, candidate_batch_size))
+                start += len(batch)
+            total += torch.cat(scores)
+        return total / permutations
+
+    def _score(
+        self,
+        prompts: Sequence[FewShotPrompt],
+        endings: list[list[str]],
+        blind: bool,
+        normalize_length: bool,
+        candidate_batch_size: int,
+    ) -> torch.Tensor:
+        """Log-likelihoods `[Q, C]` of each prompt's endings."""
+        tokenizer = self.processor.tokenizer
+        inputs = self._inputs(prompts, blind)
+        tails, shared = [], []
+        for prompt, texts in zip(prompts, endings):
+            read = tokenizer(prompt.text).input_ids
+            whole = [_without_eos(tokenizer, tokenizer(prompt.text + text).input_ids) for text in texts]
+            read = _without_eos(tokenizer, read)
+            # A tokenizer may join the end of the prompt with the beginning of an answer
+            shared.append(min(_common_prefix(read, ids) for ids in whole) - len(read))
+            tails.append((len(read), whole))
+        cut = -min(shared)
+        if cut:
+            inputs["input_ids"] = inputs["input_ids"][:, :-cut]
+            inputs["attention_mask"] = inputs["attention_mask"][:, :-cut]
+        ids = [[row[length - cut :] for row in whole] for length, whole in tails]
+        longest = max(len(row) for rows in ids for row in rows)
+        pad = tokenizer.pad_token_id
+        device = self.model.device
+        tail = torch.tensor([[row + [pad] * (longest - len(row)) for row in rows] for rows in ids], device=device)
+        real = torch.tensor(
+            [[[1] * len(row) + [0] * (longest - len(row)) for row in rows] for rows in ids], device=device
+        )  # [Q, C, L]
+
+        mask = inputs["attention_mask"]
+        positions = mask.cumsum(dim=-1) - 1  # [Q, T]
+        outputs = self.model(
+            **inputs, position_ids=positions.clamp(min=0), use_cache=True, logits_to_keep=1, return_dict=True
+        )
+        first = outputs.logits[:, -1].float().log_softmax(dim=-1)  # [Q, V]
+        scores = first.gather(1, tail[:, :, 0])[..., None]  # [Q, C, 1]
+        if longest > 1:
+            parts = [
+                self._continue(outputs.past_key_values, mask, positions[:, -1], *chunk)
+                for chunk in zip(tail.split(candidate_batch_size, dim=1), real.split(candidate_batch_size, dim=1))
+            ]
+            scores = torch.cat((scores, torch.cat(parts, dim=1)), dim=2)  # [Q, C, L]
+        scores = (scores * real).sum(dim=-1)
+        return (scores / real.sum(dim=-1) if normalize_length else scores).cpu()
+
+    def _continue(
+        self, cache, mask: torch.Tensor, last: torch.Tensor, tail: torch.Tensor, real: torch.Tensor
+    ) -> torch.Tensor:
+        """Log-likelihoods `[Q, C, L - 1]` of the tokens of `tail` `[Q, C, L]` but the first, on copies of `cache`."""
+        num = tail.shape[1]
+        cache = copy.deepcopy(cache)
+        cache.batch_repeat_interleave(num)
+        read = tail[..., :-1].flatten(0, 1)  # [Q * C, L - 1]
+        positions = last.repeat_interleave(num)[:, None] + 1 + torch.arange(read.shape[1], device=read.device)
+        whole = torch.cat((mask.repeat_interleave(num, dim=0), real[..., :-1].flatten(0, 1)), dim=1)
+        logits = self.model(
+            input_ids=read,
+            attention_mask=whole,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            return_dict=True,
+        ).logits
+        told = logits.float().log_softmax(dim=-1).gather(2, tail[..., 1:].flatten(0, 1)[..., None])
+        return told.squeeze(-1).unflatten(0, tail.shape[:2])
+
+    # Scoring --------------------------------------------------------------------------------------------------------
+
+    def evaluate(
+        self,
+        queries: Sequence[Mapping[str, Any]],
+        metric: Callable[[list[str], list], dict[str, float]],
+        shots: Sequence[int] = (0, 4, 8, 16, 32),
+        candidates: Sequence[str] | None = None,
+        permutations: int = 1,
+    ) -> dict[int, dict[str, float]]:
+        """Score and blind score of every number of shots.
+
+        Args:
+            queries (`Sequence[Mapping]`): Rows with an image, the columns of the template, and the answer.
+            metric (`Callable`): Of predictions and references, a `dict` whose first value is the score, as in
+                `hf_mmunify.evaluation`.
+            shots (`Sequence[int]`, defaults to the paper's 0 to 32): Numbers of solved examples.
+            candidates (`Sequence[str]`, *optional*): Possible answers to rank; without them answers are generated.
+            permutations (`int`, defaults to 1): For `rank`.
+
+        Returns:
+            `{shots: {"score": ..., "blind": ...}}`: "blind" is the score with all images zeroed, what the words alone
+            are worth.
+        """
+        references = [row[self.answer_column] for row in queries]
+        results = {}
+        for number in shots:
+            results[number] = {}
+            for name, blind in (("score", False), ("blind", True)):
+                if candidates is None:
+                    answers = self.generate(queries, number, blind)
+                else:
+                    best = self.rank(queries, candidates, number, blind, permutations).argmax(dim=-1)
+                    answers = [candidates[place] for place in best]
+                results[number][name] = next(iter(metric(answers, references).values()))
+        return results
+
+
+def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    pairs = zip(one, other)
+    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(one), len(other)))
+
+
+def _without_eos(tokenizer, ids: list[int]) -> list[int]:
+    """Ids without the end of sequence that some tokenizers put after every text."""
+    return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
+
+
+__all__ = ["CAPTION_TEMPLATE", "QUESTION_TEMPLATE", "FewShotEvaluator", "FewShotPrompt"]
