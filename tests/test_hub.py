@@ -12,6 +12,8 @@ import hub_users
 import pytest
 from fakehub import FakeHub
 from huggingface_hub import ModelCard
+from tiny import TINY
+from transformers.conversion_mapping import get_model_conversion_mapping
 
 from hf_mmunify import hub
 from hf_mmunify.registry import ARCHITECTURES
@@ -139,6 +141,18 @@ def test_an_adapter_is_small_and_loads_both_ways(users, published):
     )
     assert answer.get("distance") == 0.0, answer
     assert users.ask(hub_users.load_with_peft, published.auto_name, published.folder) == {"distance": 0.0}
+
+
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_no_parameter_has_a_name_that_transformers_rewrites(model_type):
+    """Names of older versions get their new form when a file is read, in every model: `model.language_model.model` is
+    one. An adapter, or a base model read from a checkpoint with a head, would lose parameters of such a name."""
+    for auto_name in ARCHITECTURES[model_type]:
+        if auto_name.startswith("AutoModel"):
+            model = TINY[model_type].model(auto_name)
+            rules = get_model_conversion_mapping(model)
+            rewritten = [key for key in model.state_dict() for rule in rules if rule.rename_source_key(key)[0] != key]
+            assert not rewritten, f"{type(model).__name__}: name the module of {rewritten[:3]} otherwise"
 
 
 def test_a_pushed_model_has_a_card(users, published):

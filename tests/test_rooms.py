@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from transformers import CONFIG_MAPPING
 
-from hf_mmunify.conversion.engine import MACHINERY
+from hf_mmunify.conversion.declarations import MACHINERY, conversion_module, conversion_names, declared, manifest_path
 from hf_mmunify.registry import ARCHITECTURES
 
 
@@ -127,14 +127,14 @@ def test_no_file_is_a_bag():
     assert not bags, f"{bags}: name a file after what it holds, not utils, common, helpers or misc"
 
 
-def stems(folder: str, pattern: str) -> set[str]:
-    return {path.stem for path in (ROOT / folder).glob(pattern)}
-
-
-def manifest_is_due(model_type: str) -> bool:
-    """Whether the architecture has published weights: its conversion module does not say `SOURCE = None`."""
-    path = ROOT / "conversion" / f"{model_type}.py"
-    return path.is_file() and not re.search(r"^SOURCE = None\b", path.read_text(encoding="utf-8"), re.MULTILINE)
+def with_manifests() -> set[str]:
+    """The conversions whose published variants all have a manifest. Where nothing was published, none is due."""
+    modules = {name: conversion_module(name) for name in conversion_names()}
+    return {
+        name
+        for name, module in modules.items()
+        if all(manifest_path(module, variant).is_file() for variant in declared(module, "VARIANTS"))
+    }
 
 
 def tiny_rows() -> set[str]:
@@ -150,15 +150,15 @@ PARTS = {
         "add hf_mmunify/models/{x}/ with configuration_{x}.py, modeling_{x}.py, and __init__.py importing * from both",
     ),
     "conversion": (
-        lambda: stems("conversion", "*.py") - MACHINERY - {"__init__"},
-        "add conversion/{x}.py with the table of hf_mmunify.conversion.engine; `SOURCE = None` if none was published",
+        lambda: set(conversion_names()),
+        "add conversion/{x}.py with what hf_mmunify.conversion.engine reads; no `VARIANTS` if nothing was published",
     ),
     "manifest": (
-        lambda: {x for x in ARCHITECTURES if not manifest_is_due(x) or stems("conversion/manifests", f"{x}/*.txt")},
-        "add conversion/manifests/{x}/<variant>.txt: key and shape of every tensor of a published checkpoint",
+        with_manifests,
+        "add conversion/manifests/{x}/<variant>.txt for every entry of its `VARIANTS`, with `write_manifest`",
     ),
     "model card": (
-        lambda: stems("model_cards", "*.md"),
+        lambda: {path.stem for path in (ROOT / "model_cards").glob("*.md")},
         "add model_cards/{x}.md with the sections of hf_mmunify.hub.CARD_SECTIONS",
     ),
     "row of tests/tiny.py": (
