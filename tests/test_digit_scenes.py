@@ -137,14 +137,14 @@ def test_the_first_examples_have_not_changed():
     scenes = DigitScenes("test")
     assert scenes.caption(2)["caption"] == "a green nine and a yellow three and a white two"
     assert scenes.retrieval(0)["caption"] == "a yellow three and a blue two"
-    assert texts(scenes.vqa(1)) == ["is the three left of the four?", "yes"]
+    assert texts(scenes.vqa(1)) == ["where is the one seen from the four?", "below"]
     assert scenes.reasoning(0)["statement"] == "the right image has a two"
     assert scenes.entailment(0)["hypothesis"] == "there is a white three"
     assert scenes.video(0)["caption"] == "a green four moving down"
     assert scenes.interleaved(0)["text"] == (
-        "<image>output: a white six and a yellow four and a green three<|endofchunk|>"
-        "<image>question: how many digits are there? answer: one<|endofchunk|>"
-        "<image>question: is the five left of the zero? answer: no<|endofchunk|>"
+        "<image>output: a red seven<|endofchunk|>"
+        "<image>question: what digit is blue? answer: four<|endofchunk|>"
+        "<image>question: where is the zero seen from the six? answer: left<|endofchunk|>"
     )
 
 
@@ -292,13 +292,11 @@ def check_answer(cells, question, answer):
     if question == "how many digits are there?":
         assert DIGITS.index(answer) == len(cells)
         return "count"
-    one, relation, other = re.fullmatch(r"is the (\w+) (left of|right of|above|below) the (\w+)\?", question).groups()
+    one, other = re.fullmatch(r"where is the (\w+) seen from the (\w+)\?", question).groups()
     centers = {digit: (8 * (cell % 3) + 4, 8 * (cell // 3) + 4) for cell, (_, digit, _) in cells.items()}
     (x, y), (other_x, other_y) = centers[DIGITS.index(one)], centers[DIGITS.index(other)]
-    holds = {"left of": x < other_x, "right of": x > other_x, "above": y < other_y, "below": y > other_y}[relation]
-    opposite = {"left of": x > other_x, "right of": x < other_x, "above": y > other_y, "below": y < other_y}[relation]
-    assert holds != opposite  # never asked of digits level with each other
-    assert answer == ("yes" if holds else "no")
+    assert (x == other_x) != (y == other_y)  # in one row or one column, so that one word is right
+    assert {"left": x < other_x, "right": x > other_x, "above": y < other_y, "below": y > other_y}[answer]
     return "relation"
 
 
@@ -491,19 +489,20 @@ def test_text_is_the_language_of_the_documents(train):
         kinds[text[: text.index(":")]] += 1
         shared += tuple(words(text)) in documents
         assert re.fullmatch(
-            r"output: a \w+ \w+( and a \w+ \w+){0,3}|question: (what|how|is) [a-z ]+\? answer: \w+|label: \w+", text
+            r"output: a \w+ \w+( and a \w+ \w+){0,3}|question: (what|how|where) [a-z ]+\? answer: \w+|label: \w+", text
         )
     assert kinds["output"] > 0.4 * SIZE and kinds["question"] > 0.4 * SIZE and kinds["label"] > 0.05 * SIZE
     assert shared > 0.3 * SIZE
 
 
-def test_the_vocabulary_is_closed_and_used(train):
+def test_the_vocabulary_is_closed_and_used(monkeypatch):
+    monkeypatch.setattr(Scene, "render", lambda scene: np.zeros(0))
     options = {"interleaved": [{"kind": kind} for kind in ("mixed", "rule")]}
     used = {
         word
         for task in TASKS
         for given in options.get(task, [{}])
-        for example in train(task, 1600 if task == "video" else SIZE, **given)
+        for example in DigitScenes().examples(task, 500, **given)
         for text in texts(example)
         for word in words(text)
     }
@@ -513,34 +512,37 @@ def test_the_vocabulary_is_closed_and_used(train):
 # Balance, and what can be known without the image.
 
 
-def test_answers_are_balanced(test):
+def test_answers_are_balanced(monkeypatch):
+    monkeypatch.setattr(Scene, "render", lambda scene: np.zeros(0))  # words are wanted, not images
+
     def shares(values):
         _, counts = np.unique(values, return_counts=True)
         return counts / counts.sum()
 
-    vqa = test("vqa", 2 * SIZE)
+    scenes = DigitScenes("test")
+    vqa = scenes.examples("vqa", 4 * SIZE)
     assert np.ptp(shares([example["type"] for example in vqa])) < 0.03
     answers = {kind: [example["answer"] for example in vqa if example["type"] == kind] for kind in QUESTION_TYPES}
-    for kind, number in (("color", 5), ("digit", 10), ("count", 4), ("relation", 2)):
+    for kind, number in (("color", 5), ("digit", 10), ("count", 4), ("relation", 4)):
         share = shares(answers[kind])
-        assert len(share) == number and np.abs(share - 1 / number).max() < 0.035, kind
+        assert len(share) == number and np.abs(share - 1 / number).max() < 0.03, kind
+    reasoning = scenes.examples("reasoning", 4 * SIZE)
     for kind in ("one", "both", "more"):
-        label = [example["label"] for example in test("reasoning", 2 * SIZE) if example["type"] == kind]
-        assert abs(np.mean(label) - 0.5) < 0.035
-    assert np.abs(shares([example["label"] for example in test("entailment")]) - 1 / 3).max() < 0.035
-    share = shares([example["label"] for example in test("video", 1600)])
-    assert len(share) == 8 and np.abs(share - 1 / 8).max() < 0.035
+        assert abs(np.mean([example["label"] for example in reasoning if example["type"] == kind]) - 0.5) < 0.03
+    for task, number in (("entailment", 3), ("video", 8)):
+        share = shares([example["label"] for example in scenes.examples(task, SIZE)])
+        assert len(share) == number and np.abs(share - 1 / number).max() < 0.03
 
 
 BLIND = {  # task and options, what a blind model reads, what it must say, and chance for each type of example
-    "vqa": ({}, "question", "answer", {"color": 1 / 5, "digit": 1 / 10, "count": 1 / 4, "relation": 1 / 2}),
+    "vqa": ({}, "question", "answer", {"color": 1 / 5, "digit": 1 / 10, "count": 1 / 4, "relation": 1 / 4}),
     "reasoning": ({}, "statement", "label", {"one": 1 / 2, "both": 1 / 2, "more": 1 / 2}),
     "entailment": ({}, "hypothesis", "label", {None: 1 / 3}),
     "interleaved vqa": (
         {"kind": "vqa"},
         "prompt",
         "answer",
-        {"color": 1 / 5, "digit": 1 / 10, "count": 1 / 4, "relation": 1 / 2},
+        {"color": 1 / 5, "digit": 1 / 10, "count": 1 / 4, "relation": 1 / 4},
     ),
     "interleaved rule": ({"kind": "rule"}, "prompt", "answer", {"color": 1 / 5, "digit": 1 / 10}),
 }
@@ -575,7 +577,7 @@ def test_no_shot_has_the_answer(test):
                 question, answer = shot.rsplit(": ", 1)
                 if not alike or set(words(question)[:4]) == set(words(example["prompt"].rsplit(IMAGE_TOKEN)[-1])[:4]):
                     hits.setdefault(example["type"], []).append(answer == example["answer"])
-        expected = {"color": 1 / 5, "digit": 1 / 10, "count": 1 / 4, "relation": 1 / 2, "caption": 1 / 80}
+        expected = {"color": 1 / 5, "digit": 1 / 10, "count": 1 / 4, "relation": 1 / 4, "caption": 1 / 80}
         for answer_type, found in hits.items():
             assert np.mean(found) < chance(expected[answer_type], len(found)), (kind, answer_type)
 
@@ -661,7 +663,11 @@ def test_a_scene_can_be_composed(read):
     assert {read(scenes.compose({0: ("red", 7)}, index).render())[0][2] for index in range(200)} == set(
         _sources("validation")[7].tolist()
     )
-    assert scene.relations(scene.objects[0], scene.objects[1]) == ["right of", "above"]
+    assert scene.relation(scene.objects[0], scene.objects[1]) is None
+    assert scenes.compose({2: ("red", 7), 8: ("white", 0)}).question("relation", np.random.default_rng(0)) in (
+        ("where is the seven seen from the zero?", "above"),
+        ("where is the zero seen from the seven?", "below"),
+    )
     assert scene.question("count", np.random.default_rng(0)) == ("how many digits are there?", "three")
     turned = Scene([PlacedDigit(0, "red", 4, 4, 12, angle=45), PlacedDigit(1, "blue", 16, 0, covered=True)])
     assert turned.caption() == "a red zero" and turned.render()[4, 20].tolist() == [120, 120, 120]
@@ -726,7 +732,10 @@ def test_a_scene_can_be_composed(read):
         ),
         (lambda: Scene([PlacedDigit(0, "red", 0, 0, angle=45)]), r"takes 12 x 12 pixels from \(-2, -2\)"),
         (lambda: PlacedDigit(1797, "red", 0, 0), r"`source` must be an integer from 0 to 1796; got 1797"),
-        (lambda: Scene([]).question("color", np.random.default_rng(0)), r"needs a scene that shows 1 or more"),
+        (
+            lambda: Scene([]).question("color", np.random.default_rng(0)),
+            r"'color' needs an object; this scene of 0 visible",
+        ),
     ],
 )
 def test_bad_arguments_say_what_was_expected(call, message):

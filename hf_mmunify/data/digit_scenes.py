@@ -32,7 +32,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import pairwise, permutations
 from typing import Any, Literal, get_args, overload
 
 import numpy as np
@@ -82,9 +82,25 @@ RULE_PROMPT = "label:"
 VOCABULARY: tuple[str, ...] = (
     *COLORS,
     *DIGITS,
-    *("?", ":", "a", "above", "an", "and", "answer", "are", "below", "both", "color", "digit", "digits", "down"),
-    *("growing", "has", "have", "how", "image", "images", "is", "label", "left", "many", "more", "moving", "no"),
-    *("of", "output", "question", "right", "shrinking", "than", "the", "there", "turning", "up", "what", "yes"),
+    *(
+        "?",
+        ":",
+        "a",
+        "above",
+        "an",
+        "and",
+        "answer",
+        "are",
+        "below",
+        "both",
+        "color",
+        "digit",
+        "digits",
+        "down",
+        "from",
+    ),
+    *("growing", "has", "have", "how", "image", "images", "is", "label", "left", "many", "more", "moving", "output"),
+    *("question", "right", "seen", "shrinking", "than", "the", "there", "turning", "up", "what", "where"),
 )
 
 _FORMS = {"train": (0, 1157), "validation": (1157, 1415), "test": (1415, 1797)}  # where a writer's form begins
@@ -93,7 +109,6 @@ _NATIVE = 8  # pixels a side, as scanned
 _BACKGROUND = 16
 _CARD = (120, 120, 120)
 _INK = 16  # the faintest of the scanner's 16 levels of grey, of 255
-_OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 _SHARDS = 16  # of a stream: 1, 2, 4, 8 or 16 workers get equal parts
 
 
@@ -264,48 +279,45 @@ class Scene:
             colors[self.cell(thing)] = list(COLORS).index(thing.color)
         return digits, colors
 
-    def relations(self, one: PlacedDigit, other: PlacedDigit) -> list[str]:
-        """What is true of `one` as seen from `other`: "left of" or "right of", "above" or "below", or one of each."""
+    def relation(self, one: PlacedDigit, other: PlacedDigit) -> str | None:
+        """Where `one` is from `other`: "left" or "right" in the same row, "above" or "below" in the same column."""
         (row, column), (other_row, other_column) = (divmod(self.cell(thing), _GRID) for thing in (one, other))
-        true = []
-        if column != other_column:
-            true.append("left of" if column < other_column else "right of")
-        if row != other_row:
-            true.append("above" if row < other_row else "below")
-        return true
+        if row == other_row and column != other_column:
+            return "left" if column < other_column else "right"
+        if column == other_column and row != other_row:
+            return "above" if row < other_row else "below"
+        return None
 
     def question(self, question_type: QuestionType, rng: np.random.Generator) -> tuple[str, str]:
         """A question about the visible objects, and its answer, a single word.
 
         Args:
             question_type (`str`): One of
-                "color" ("what color is the seven?"), "digit" ("what digit is red?"),
-                "count" ("how many digits are there?") and "relation" ("is the seven left of the three?": yes or no).
-            rng (`np.random.Generator`): Draws which object is asked about and whether a relation holds.
+                "color" ("what color is the seven?"), "digit" ("what digit is red?"), "count" ("how many digits are
+                there?") and "relation" ("where is the seven seen from the three?": left, right, above or below).
+            rng (`np.random.Generator`): Draws which objects are asked about.
 
         Raises:
-            ValueError: the type is unknown, or the scene shows too few objects for it.
+            ValueError: the type is unknown, or the scene has nothing to ask about.
         """
         _check_choice("question_type", question_type, QUESTION_TYPES)
-        needed = {"count": 0, "relation": 2}.get(question_type, 1)
-        if len(self.visible) < needed:
+        objects = [(thing,) for thing in self.visible]
+        if question_type == "relation":
+            objects = [pair for pair in permutations(self.visible, 2) if self.relation(*pair)]
+        if not objects and question_type != "count":
+            needed = "two objects in one row or column" if question_type == "relation" else "an object"
             raise ValueError(
-                f"A question of type '{question_type}' needs a scene that shows {needed} or more objects; this one "
-                f"shows {len(self.visible)}. Ask another question or add objects."
+                f"A question of type '{question_type}' needs {needed}; this scene of {len(self.visible)} visible "
+                "objects has none. Ask another question or add objects."
             )
         if question_type == "count":
             return "how many digits are there?", DIGITS[len(self.visible)]
-        one = self.visible[rng.integers(len(self.visible))]
+        one, *other = objects[rng.integers(len(objects))]
         if question_type == "color":
             return f"what color is the {DIGITS[one.digit]}?", one.color
         if question_type == "digit":
             return f"what digit is {one.color}?", DIGITS[one.digit]
-        others = [thing for thing in self.visible if thing is not one]
-        other = others[rng.integers(len(others))]
-        true = self.relations(one, other)
-        relation, holds = true[int(rng.random() * len(true))], rng.random() < 0.5
-        relation = relation if holds else _OPPOSITE[relation]
-        return f"is the {DIGITS[one.digit]} {relation} the {DIGITS[other.digit]}?", "yes" if holds else "no"
+        return f"where is the {DIGITS[one.digit]} seen from the {DIGITS[other[0].digit]}?", self.relation(one, *other)
 
 
 def _settle(order: np.ndarray, item: int, wanted: bool, count: int, rng: np.random.Generator) -> None:
@@ -418,13 +430,21 @@ class DigitScenes:
         digit: int | None = None,
         color: int | None = None,
         wanted: bool = True,
+        aligned: bool = False,
     ) -> Scene:
-        """A random scene of `count` objects that shows, or (`wanted=False`) does not show, a given digit and color."""
+        """A random scene of `count` objects.
+
+        It shows, or (`wanted=False`) does not show, a given digit and color; `aligned`, it has two objects in a line.
+        """
         digits, colors, cells = rng.permutation(len(DIGITS)), rng.permutation(len(COLORS)), rng.permutation(_GRID**2)
         if digit is not None:
             _settle(digits, digit, wanted, count, rng)
         if color is not None:
             _settle(colors, color, wanted, count, rng)
+        if aligned:
+            row, column = divmod(int(cells[0]), _GRID)
+            line = [cell for cell in range(_GRID**2) if (cell // _GRID == row) != (cell % _GRID == column)]
+            _settle(cells[1:], line[rng.integers(len(line))], True, 1, rng)
         return self._place(digits[:count], colors[:count], cells[:count], rng)
 
     def _ask(self, rng: np.random.Generator) -> tuple[Scene, str, str, str]:
@@ -432,7 +452,8 @@ class DigitScenes:
         if "relation" in self.question_types:
             self._need_objects(2, "A question of type 'relation'", "Or leave 'relation' out of `question_types`.")
         question_type = self.question_types[rng.integers(len(self.question_types))]
-        scene = self._scene(rng, self._count(rng, 2 if question_type == "relation" else 1))
+        aligned = question_type == "relation"
+        scene = self._scene(rng, self._count(rng, 2 if aligned else 1), aligned=aligned)
         return scene, *scene.question(question_type, rng), question_type
 
     def compose(self, cells: Mapping[int, tuple[str, int]], index: int = 0) -> Scene:
@@ -797,7 +818,7 @@ def load_digit_scenes(
     | "cells" | image, digits [9], colors [9] | most cells are empty |
     | "caption" | image, caption | exact match under 0.01 |
     | "retrieval" | image, caption (unique) | recall@1 of 1 in `size` |
-    | "vqa" | image, question, answer, type | color 1/5, digit 1/10, count 1/4, relation 1/2 |
+    | "vqa" | image, question, answer, type | color 1/5, digit 1/10, count 1/4, relation 1/4 |
     | "reasoning" | images [2], statement, label, type | 1/2 |
     | "entailment" | image, hypothesis, label | 1/3 |
     | "video" | video [num_frames], label, caption | 1/8 |
