@@ -331,7 +331,8 @@ def head_class(
     if not isinstance(found, str):
         return found
     is_ours = module.MODEL_TYPE in ARCHITECTURES
-    return getattr(import_module(f"hf_mmunify.models.{module.MODEL_TYPE}") if is_ours else transformers, found)
+    package = import_module(f"hf_mmunify.models.{module.MODEL_TYPE}") if is_ours else transformers
+    return vars(package)[found] if found in vars(package) else getattr(transformers, found)
 
 
 def skeleton(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
