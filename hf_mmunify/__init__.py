@@ -15,3 +15,8 @@ if (_checkout / "pyproject.toml").is_file() and (_checkout / "conversion" / "eng
     __path__.append(str(_checkout))  # a clone: `conversion` and `model_cards` lie beside the package
 
 from . import registry  # noqa: E402  (the import is the registration)
+from .auto import (  # noqa: E402
+    AutoModelForImageTextRetrieval,
+    AutoModelForVisualEntailment,
+    AutoModelForVisualReasoning,
+)

@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 import transformers
+from huggingface_hub import ModelCard
 from huggingface_hub.dataclasses import strict
 from PIL import Image
 from tokenizers import Tokenizer, models
@@ -32,11 +33,13 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling
 
-from hf_mmunify import auto, hub, registry
-from hf_mmunify.auto import (
+from hf_mmunify import (
     AutoModelForImageTextRetrieval,
     AutoModelForVisualEntailment,
     AutoModelForVisualReasoning,
+    auto,
+    hub,
+    registry,
 )
 
 
@@ -178,9 +181,7 @@ def test_a_row_is_known_to_every_auto_class(toy, tmp_path):
 
 
 def test_a_row_that_names_no_class_says_what_to_do(toy):
-    with pytest.raises(
-        ImportError, match=r"names `ToyForBread`, which neither hf_mmunify.models.toy nor transformers"
-    ):
+    with pytest.raises(ImportError, match=r"names `ToyForBread`, which neither hf_mmunify.models.toy"):
         registry._register("toy", TOY_ROW | {"AutoModelForCausalLM": "ToyForBread"})
 
 
@@ -229,6 +230,16 @@ def test_saved_files_name_the_stub_and_keep_naming_it(toy, tmp_path):
         "from_hf_mmunify.py",
         "preprocessor_config.json",
     ]
+
+
+def test_a_card_loads_a_model_of_our_auto_classes_through_them(toy, monkeypatch):
+    text = "".join(f"## {section}\n\nAs it is.\n\n" for section in hub.CARD_SECTIONS)
+    monkeypatch.setattr(
+        hub, "architecture_card", lambda model_type: ModelCard(f"---\ntags: [toy]\n---\n# Toy\n\n{text}")
+    )
+    code = hub.card_sections(hub.model_card(toy.model, "user/toy").text)["How to load"]
+    assert "from hf_mmunify import AutoModelForImageTextRetrieval\nfrom transformers import AutoProcessor\n" in code
+    assert 'AutoModelForImageTextRetrieval.from_pretrained("user/toy")' in code
 
 
 def test_the_stub_knows_only_what_is_registered(toy, tmp_path):
