@@ -1,0 +1,353 @@
+"""Flamingo beside OpenFlamingo's modules and transformers' IDEFICS: one run, the same weights, ratios with spread.
+
+    OPEN_FLAMINGO=path/to/open_flamingo python benchmarks/flamingo.py [--rounds 5] [--threads 1] [--output out.json]
+
+`OPEN_FLAMINGO` is a checkout of mlfoundations/open_flamingo (it needs `einops` and `einops_exts`); without it that
+column is left out. OpenFlamingo's model is built first, its weights are converted, and logits, loss and gradients are
+compared before anything is timed. IDEFICS has another block (SwiGLU, RMS norm) and is built to the same sizes: 12
+layers of width 512, a vision tower of 12 layers of width 384, 64 latents, a block before every layer.
+
+Times are processor seconds of this process, so that other work on the machine disturbs them little; the contenders
+take turns in every round, and a ratio is taken within its round. Peak memory is that of a fresh process for each.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import CLIPVisionConfig, CLIPVisionModel, IdeficsConfig, LlamaConfig, LlamaForCausalLM
+
+import hf_mmunify  # noqa: F401  (registers Flamingo)
+from hf_mmunify.conversion.engine import export_tensors
+from hf_mmunify.conversion.flamingo import convert
+from hf_mmunify.models.flamingo import FlamingoConfig, FlamingoForConditionalGeneration
+
+
+VOCABULARY, IMAGE, END_OF_CHUNK = 8194, 8193, 8192
+TEXT = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 512,
+    "intermediate_size": 1376,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "max_position_embeddings": 2048,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+    "pad_token_id": 0,
+}
+VISION = {
+    "hidden_size": 384,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 6,
+    "image_size": 224,
+    "patch_size": 16,
+}
+
+
+class Tower(nn.Module):
+    """What OpenFlamingo expects of open_clip: a module that returns (pooled, tokens)."""
+
+    def __init__(self, model: CLIPVisionModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: torch.Tensor) -> tuple[None, torch.Tensor]:
+        return None, self.model(pixels).last_hidden_state[:, 1:]
+
+
+def open_flamingo(path: str) -> nn.Module:
+    """OpenFlamingo's own model, with open gates."""
+    package = types.ModuleType("open_flamingo")  # its own __init__ would import open_clip, which nothing here needs
+    package.__path__ = [str(Path(path) / "open_flamingo")]
+    sys.modules["open_flamingo"] = package
+    flamingo = importlib.import_module("open_flamingo.src.flamingo").Flamingo
+    mixin = importlib.import_module("open_flamingo.src.flamingo_lm").FlamingoLMMixin
+    extend = importlib.import_module("open_flamingo.src.utils").extend_instance
+
+    torch.manual_seed(0)
+    language_model = LlamaForCausalLM(LlamaConfig(**TEXT))
+    extend(language_model, mixin)
+    forward = type(language_model).forward
+
+    def with_optional_mask(self, input_ids, attention_mask=None, **kwargs):  # transformers 5 drops a mask of ones
+        return forward(self, input_ids, attention_mask, **kwargs)
+
+    type(language_model).forward = with_optional_mask
+    language_model.set_decoder_layers_attr_name("model.layers")
+    tower = types.SimpleNamespace(visual=Tower(CLIPVisionModel(CLIPVisionConfig(**VISION))))
+    model = flamingo(tower, language_model, END_OF_CHUNK, IMAGE, VISION["hidden_size"])
+    with torch.no_grad():
+        for block in model.lang_encoder.gated_cross_attn_layers:
+            block.attn_gate.fill_(0.5)
+            block.ff_gate.fill_(0.5)
+    model.requires_grad_(False)
+    model.perceiver.requires_grad_(True)
+    model.lang_encoder.gated_cross_attn_layers.requires_grad_(True)
+    return model
+
+
+def ours(theirs: nn.Module | None) -> FlamingoForConditionalGeneration:
+    """Our model in OpenFlamingo's shape; with the weights of `theirs`, if given."""
+    if theirs is None:
+        torch.manual_seed(0)
+        config = FlamingoConfig(
+            vision_config=CLIPVisionConfig(**VISION),
+            text_config=LlamaConfig(**TEXT),
+            cross_attention_num_heads=8,
+            cross_attention_head_dim=64,
+            cross_attention_media_norm=False,
+            resampler_num_heads=8,
+            resampler_head_dim=64,
+            resampler_final_norm=True,
+            resampler_num_frames=0,
+            hidden_act="gelu",
+            image_token_id=IMAGE,
+            end_of_chunk_token_id=END_OF_CHUNK,
+        )
+        model = FlamingoForConditionalGeneration(config)
+        with torch.no_grad():
+            for block in model.model.adapter.layers.values():
+                block.attention_gate.fill_(0.5)
+                block.feed_forward_gate.fill_(0.5)
+        return model
+    weights = {
+        name: tensor
+        for name, tensor in theirs.state_dict().items()
+        if "old_decoder_blocks" not in name and "lang_encoder.gated_cross" not in name and "vision" not in name
+    }
+    original = {
+        "model_type": "llama",
+        "lm": TEXT,
+        "vision": None,
+        "vis_dim": VISION["hidden_size"],
+        "decoder_layers_attr_name": "model.layers",
+        "cross_attn_every_n_layers": 1,
+        "eoc_token_id": END_OF_CHUNK,
+        "media_token_id": IMAGE,
+    }
+    blind = convert(weights, original)
+    config = blind.config
+    config.vision_config = CLIPVisionConfig(**VISION)
+    model = FlamingoForConditionalGeneration(config, theirs.vision_encoder.model, blind.model.language_model)
+    model.model.adapter.load_state_dict(blind.model.adapter.state_dict())
+    return model
+
+
+def idefics() -> nn.Module:
+    """transformers' IDEFICS at the same sizes, its frozen parts frozen."""
+    from transformers import IdeficsForVisionText2Text
+
+    torch.manual_seed(0)
+    config = IdeficsConfig(
+        **{name: value for name, value in TEXT.items() if name not in ("bos_token_id", "eos_token_id")},
+        additional_vocab_size=0,
+        cross_layer_interval=1,
+        use_resampler=True,
+        perceiver_config={
+            "use_resampler": True,
+            "resampler_n_latents": 64,
+            "resampler_depth": 6,
+            "resampler_n_heads": 8,
+            "resampler_head_dim": 64,
+            "qk_layer_norms_perceiver": False,
+        },
+        vision_config={
+            "embed_dim": VISION["hidden_size"],
+            "intermediate_size": VISION["intermediate_size"],
+            "num_hidden_layers": VISION["num_hidden_layers"],
+            "num_attention_heads": VISION["num_attention_heads"],
+            "image_size": VISION["image_size"],
+            "patch_size": VISION["patch_size"],
+        },
+        alpha_initializer="ones",
+        eos_token_id=None,
+    )
+    model = IdeficsForVisionText2Text(config)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("perceiver" in name or "gated_cross" in name)
+    return model
+
+
+def inputs(batch: int, length: int, images: int) -> dict[str, torch.Tensor]:
+    """Text in which images are evenly spread, from the first token on."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 8000, (batch, length), generator=generator)
+    ids[:, torch.linspace(0, length - 1, images + 1)[:-1].long()] = IMAGE
+    pixels = torch.randn(batch, images, 3, VISION["image_size"], VISION["image_size"], generator=generator)
+    return {"ids": ids, "pixels": pixels}
+
+
+class Contender:
+    """One model behind one interface: `loss(batch)` and `generate(batch, tokens)`."""
+
+    def __init__(self, name: str, theirs: nn.Module | None = None):
+        self.name = name
+        self.model = {"open_flamingo": lambda: theirs, "ours": lambda: ours(theirs), "idefics": idefics}[name]()
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-5)
+
+    def call(self, batch: dict[str, torch.Tensor]) -> dict:
+        ids, pixels = batch["ids"], batch["pixels"]
+        if self.name == "ours":
+            return {"input_ids": ids, "pixel_values": pixels, "attention_mask": torch.ones_like(ids)}
+        if self.name == "open_flamingo":
+            return {"lang_x": ids, "vision_x": pixels[:, :, None], "attention_mask": torch.ones_like(ids)}
+        number = (ids == IMAGE).cumsum(1)[..., None]
+        seen = (number == torch.arange(1, pixels.shape[1] + 1)).long()
+        return {
+            "input_ids": ids,
+            "pixel_values": pixels,
+            "attention_mask": torch.ones_like(ids),
+            "image_attention_mask": seen,
+        }
+
+    def forward(self, batch: dict[str, torch.Tensor]):
+        return self.model(**self.call(batch), labels=batch["ids"].masked_fill(batch["ids"] == IMAGE, -100))
+
+    def train_step(self, batch: dict[str, torch.Tensor]) -> None:
+        self.model.train()
+        self.forward(batch).loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    @torch.no_grad()
+    def prefill(self, batch: dict[str, torch.Tensor]) -> None:
+        self.model.eval()
+        self.model(**self.call(batch))
+
+    @torch.no_grad()
+    def generate(self, batch: dict[str, torch.Tensor], tokens: int, **settings) -> torch.Tensor:
+        self.model.eval()
+        settings.update(max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
+        return self.model.generate(**self.call(batch), **settings)
+
+    def seconds_a_token(self, batch: dict[str, torch.Tensor], tokens: int = 16) -> float:
+        """Of decoding alone: from the first new token to the last, the prompt and its images not counted."""
+        clock = []
+
+        def tick(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            clock.append(time.process_time())
+            return scores
+
+        self.generate(batch, tokens + 1, logits_processor=[tick])
+        return (clock[-1] - clock[0]) / tokens
+
+
+def compare(theirs: Contender, mine: Contender) -> dict[str, float]:
+    """Largest differences of logits, loss and trained gradients; nothing is timed that does not agree."""
+    batch = inputs(2, 64, 3)
+    theirs.model.eval()
+    mine.model.eval()
+    a, b = theirs.forward(batch), mine.forward(batch)
+    a.loss.backward()
+    b.loss.backward()
+    gradients = {name: p.grad for name, p in mine.model.named_parameters() if p.grad is not None}
+    named = export_tensors(mine.model, gradients)
+    original = dict(theirs.model.named_parameters())
+    worst = max((named[name] - p.grad).abs().max().item() for name, p in original.items() if name in named)
+    found = {
+        "logits": (a.logits - b.logits).abs().max().item(),
+        "loss": (a.loss - b.loss).abs().item(),
+        "gradients": worst,
+    }
+    same = torch.equal(theirs.generate(batch, 4), mine.generate(batch, 4))
+    if found["logits"] > 1e-4 or found["gradients"] > 1e-4 or not same:
+        raise SystemExit(f"The outputs differ, so their times say nothing: {found}, generations equal: {same}.")
+    for contender in (theirs, mine):
+        contender.optimizer.zero_grad()
+    return found
+
+
+def seconds(work: Callable[[], None]) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def measure(contenders: list[Contender], rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Seconds of every task, for every contender, round by round."""
+    training = inputs(2, 256, 3)
+    tasks: dict[str, Callable[[Contender], float]] = {
+        "training step": lambda c: seconds(lambda: c.train_step(training)),
+        "prefill": lambda c: seconds(lambda: c.prefill(training)),
+    }
+    for images in (1, 3, 8, 32):
+        prompt = inputs(2, 64, images)
+        tasks[f"decoded token, {images} image{'s' * (images > 1)}"] = lambda c, p=prompt: c.seconds_a_token(p)
+    found = {task: {contender.name: [] for contender in contenders} for task in tasks}
+    for contender in contenders:
+        contender.train_step(training)  # the first step allocates
+    for number in range(rounds):
+        for task, run in tasks.items():
+            for contender in contenders[number % len(contenders) :] + contenders[: number % len(contenders)]:
+                found[task][contender.name].append(run(contender))
+    return found
+
+
+def peak_memory(name: str) -> float:
+    """Peak resident megabytes of a fresh process that trains one step of `name`."""
+    command = [sys.executable, __file__, "--peak", name]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def table(found: dict, memory: dict[str, float]) -> str:
+    """Medians, and the ratio of each peer to ours with its lowest and highest round."""
+    names = list(memory)
+    peers = [name for name in names if name != "ours"]
+    header = ["", *names, *(f"{name} / ours" for name in peers)]
+    rows = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    for task, times in found.items():
+        cells = [task, *(f"{1000 * statistics.median(times[name]):.1f} ms" for name in names)]
+        for peer in peers:
+            ratios = sorted(a / b for a, b in zip(times[peer], times["ours"]))
+            cells.append(f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})")
+        rows.append("| " + " | ".join(cells) + " |")
+    cells = ["peak memory, training step", *(f"{memory[name]:.0f} MB" for name in names)]
+    cells += [f"{memory[peer] / memory['ours']:.2f}" for peer in peers]
+    return "\n".join([*rows, "| " + " | ".join(cells) + " |"])
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="how often every contender does every task")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads")
+    parser.add_argument("--output", type=Path, help="a json file for all measured seconds")
+    parser.add_argument("--peak", help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(arguments.threads)
+    path = os.environ.get("OPEN_FLAMINGO")
+    if arguments.peak:
+        theirs = open_flamingo(path) if path and arguments.peak != "idefics" else None
+        contender = Contender(arguments.peak, theirs)
+        del theirs
+        contender.train_step(inputs(2, 256, 3))
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return
+    theirs = open_flamingo(path) if path else None
+    contenders = [Contender("ours", theirs), Contender("idefics")]
+    if path:
+        contenders.insert(0, Contender("open_flamingo", theirs))
+        print("outputs differ by at most", compare(contenders[0], contenders[1]))
+    else:
+        print("OPEN_FLAMINGO is not set: its column is left out")
+    found = measure(contenders, arguments.rounds)
+    memory = {contender.name: peak_memory(contender.name) for contender in contenders}
+    print(table(found, memory))
+    if arguments.output:
+        arguments.output.write_text(json.dumps({"seconds": found, "megabytes": memory}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
