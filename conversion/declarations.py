@@ -8,6 +8,7 @@
 | `config_from_original(original_config, state_dict)` | their configuration (or `None`) and tensors -> ours |
 | `KEY_MAP` or `key_map(config)` | list of rules (`hf_mmunify.conversion.rules`); the first that matches a key has it |
 | `VARIANTS` | optional: {published name: `Variant`} |
+| `UNPUBLISHED` | optional: {template of an original key: why it has a rule, though no published checkpoint has it} |
 | `IGNORE` or `ignore(config)` | optional: {template of an original key: why it is dropped}; asked before the rules |
 | `ALIASES` or `aliases(config)` | optional: {template of an original key: template of the key that it is a copy of} |
 | `derived(config, originals)` | optional: {original key: tensor} that the original computes itself (position ids) |

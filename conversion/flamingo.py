@@ -50,15 +50,19 @@ IGNORE = {
     "lang_encoder.{*}.rotary_emb.inv_freq": "rotary frequencies, computed from the config",
 }
 
+UNPUBLISHED = {
+    "perceiver.frame_embs": "embeddings of video frames, which their resampler can have and no published model does",
+}
+
 COMPLETE = {
-    "model.language_model.{*}": "the language model that lang_encoder_path names",
+    "model.text_model.{*}": "the language model that lang_encoder_path names",
     "model.vision_model.{*}": "the tower that clip_vision_encoder_path names",
 }
 
 
 def key_map(config: FlamingoConfig) -> list[Rule]:
     """OpenFlamingo wraps every layer of the language model; ours stays as it is."""
-    theirs, ours = "lang_encoder." + config.decoder_layers_path, "model.language_model." + config.decoder_layers_path
+    theirs, ours = "lang_encoder." + config.decoder_layers_path, "model.text_model." + config.decoder_layers_path
     gated, block = theirs + ".{}.gated_cross_attn_layer", "model.adapter.layers.{}"
     perceiver, resampler = "perceiver.layers.{}", "model.adapter.resampler.layers.{}"
     tower, vision = "vision_encoder.transformer.resblocks.{}", "model.vision_model.encoder.layers.{}"
@@ -76,9 +80,9 @@ def key_map(config: FlamingoConfig) -> list[Rule]:
         *_attention(gated + ".attn", block),
         *_feed_forward(gated + ".ff", block),
         Rename(theirs + ".{}.decoder_layer.{*}", ours + ".{}.{*}"),
-        Rename("lang_encoder.lm_head.weight", "model.language_model.lm_head.weight"),
-        Rename("lang_encoder.embed_out.weight", "model.language_model.lm_head.weight"),  # GPT-NeoX's head until 2025
-        Rename("lang_encoder.{*}", "model.language_model.{*}"),
+        Rename("lang_encoder.lm_head.weight", "model.text_model.lm_head.weight"),
+        Rename("lang_encoder.embed_out.weight", "model.text_model.lm_head.weight"),  # GPT-NeoX's head until 2025
+        Rename("lang_encoder.{*}", "model.text_model.{*}"),
         Rename("vision_encoder.class_embedding", "model.vision_model.embeddings.class_embedding"),
         Rename("vision_encoder.positional_embedding", "model.vision_model.embeddings.position_embedding.weight"),
         Rename("vision_encoder.conv1.{*}", "model.vision_model.embeddings.patch_embedding.{*}"),
@@ -233,7 +237,7 @@ def complete(config: FlamingoConfig, missing: list[str], original_config: dict) 
     """
     found = {}
     for prefix, name, auto_class in (
-        ("model.language_model.", "lang_encoder_path", AutoModelForCausalLM),
+        ("model.text_model.", "lang_encoder_path", AutoModelForCausalLM),
         ("model.vision_model.", "clip_vision_encoder_path", AutoModel),
     ):
         wanted = [key for key in missing if key.startswith(prefix)]
@@ -329,6 +333,7 @@ VARIANTS = {
         config=_redpajama_3b("togethercomputer/RedPajama-INCITE-Instruct-3B-v1"),
         parameters=4_039_029_792,
         file="checkpoint.pt",
+        manifest="OpenFlamingo-4B-vitl-rpj3b",
     ),
     "OpenFlamingo-9B-vitl-mpt7b": Variant(
         config=_published(
