@@ -683,20 +683,24 @@ class FlamingoModel(FlamingoPreTrainedModel):
     def get_decoder(self) -> nn.Module:
         return self.language_model.base_model
 
-    def _encode(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Images `[N, C, H, W]` to the tower's tokens `[N, V, D_v]`, without class or register tokens."""
+    def _encode(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> ModelOutput:
+        """What the tower makes of images `[N, C, H, W]`; of its tokens `[N, V, D_v]` no class or register tokens."""
         trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.vision_model.parameters())
         with torch.set_grad_enabled(trained):
             # Not the pooled or post-normalised output: OpenFlamingo was trained on what the last layer gives
-            states = self.vision_model(pixel_values=pixel_values.to(self.vision_model.dtype)).last_hidden_state
-        if states.ndim == 4:  # a convolutional tower's map [N, D_v, h, w]
-            return states.flatten(2).transpose(1, 2)
+            outputs = self.vision_model(
+                pixel_values=pixel_values.to(self.vision_model.dtype), return_dict=True, **kwargs
+            )
+        states = outputs.last_hidden_state
         patch = getattr(self.config.vision_config, "patch_size", None)
-        if patch is None:
-            return states
-        patch_height, patch_width = (patch, patch) if isinstance(patch, int) else patch
-        num_patches = (pixel_values.shape[-2] // patch_height) * (pixel_values.shape[-1] // patch_width)
-        return states[:, max(0, states.shape[1] - num_patches) :]
+        if states.ndim == 4:  # a convolutional tower's map [N, D_v, h, w]
+            states = states.flatten(2).transpose(1, 2)
+        elif patch is not None:
+            patch_height, patch_width = (patch, patch) if isinstance(patch, int) else patch
+            num_patches = (pixel_values.shape[-2] // patch_height) * (pixel_values.shape[-1] // patch_width)
+            states = states[:, max(0, states.shape[1] - num_patches) :]
+        outputs.last_hidden_state = states
+        return outputs
 
     @can_return_tuple
     @auto_docstring
@@ -719,7 +723,7 @@ class FlamingoModel(FlamingoPreTrainedModel):
         Returns:
             `pooler_output` of shape `(batch_size, num_images, num_latents, vision_hidden_size)`: the images after the
             resampler, zero where padding is. `last_hidden_state` of shape `(frames of all images, num_tokens,
-            vision_hidden_size)`: the vision tower's tokens.
+            vision_hidden_size)`: the vision tower's tokens; `hidden_states` and `attentions` of the tower on request.
         """
         media = self._check_images(pixel_values, image_features, image_mask)  # [B, M, F, ...]
         batch, num_images, num_frames = media.shape[:3]
@@ -727,16 +731,20 @@ class FlamingoModel(FlamingoPreTrainedModel):
         if image_mask is not None:
             real = image_mask.flatten().nonzero().squeeze(1).to(media.device)  # [N]
             media = media[real]
-        tokens = media.flatten(0, 1)  # [N * F, ...]
+        tokens, tower = media.flatten(0, 1), {}  # [N * F, ...]
         if pixel_values is not None:
-            tokens = self._encode(tokens)  # [N * F, V, D_v]
+            tower = self._encode(tokens, **kwargs)
+            tokens = tower.last_hidden_state  # [N * F, V, D_v]
         resampler = self.adapter.resampler
         latents = resampler(tokens.to(resampler.latents.dtype).unflatten(0, (-1, num_frames)))  # [N, R, D_v]
         if image_mask is not None:
             empty = latents.new_zeros(batch * num_images, *latents.shape[1:])
             latents = empty.index_copy(0, real, latents)
         return BaseModelOutputWithPooling(
-            last_hidden_state=tokens, pooler_output=latents.unflatten(0, (batch, num_images))
+            last_hidden_state=tokens,
+            pooler_output=latents.unflatten(0, (batch, num_images)),
+            hidden_states=tower.get("hidden_states"),
+            attentions=tower.get("attentions"),
         )
 
     def _check_images(
@@ -952,7 +960,8 @@ class FlamingoModel(FlamingoPreTrainedModel):
         past = FlamingoMediaLayer.of(past_key_values)
         past = None if past is None or past.numbers is None else past
         if image_embeds is None and (pixel_values is not None or image_features is not None):
-            image_embeds = self.get_image_features(pixel_values, image_features, image_mask).pooler_output
+            features = self.get_image_features(pixel_values, image_features, image_mask, return_dict=True)
+            image_embeds = features.pooler_output
         media = self._view_media(inputs, image_embeds, image_mask, media_index, past)
         if past_key_values is not None and media.states is not None:
             media.blocks = {}
@@ -1310,7 +1319,8 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
             ValueError: when `prefill_chunk_size` would split a prompt that has images.
         """
         if pixel_values is not None or image_features is not None:
-            kwargs["image_embeds"] = self.get_image_features(pixel_values, image_features, image_mask).pooler_output
+            features = self.get_image_features(pixel_values, image_features, image_mask, return_dict=True)
+            kwargs["image_embeds"] = features.pooler_output
         if kwargs.get("image_embeds") is not None:
             kwargs["image_mask"] = image_mask
             generation_config = kwargs.get("generation_config") or self.generation_config
