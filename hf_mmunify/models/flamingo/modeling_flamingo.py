@@ -508,8 +508,7 @@ class FlamingoInputRowsHook:
         self.model = model
 
     def __call__(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
-        if self.model._media is None:
-            return output
+        # Also where no forward pass is on: who embeds the text himself (prompt tuning) wants the rows that are trained
         rows = self.model.adapter.token_rows.input_rows * getattr(module, "embed_scale", 1.0)
         for token_id, row in zip(self.model.config.trained_token_ids, rows.to(output.dtype)):
             output = torch.where((args[0] == token_id)[..., None], row, output)
