@@ -140,7 +140,7 @@ def ours(theirs: nn.Module | None) -> FlamingoForConditionalGeneration:
     blind = convert(weights, original)
     config = blind.config
     config.vision_config = CLIPVisionConfig(**VISION)
-    model = FlamingoForConditionalGeneration(config, theirs.vision_encoder.model, blind.model.language_model)
+    model = FlamingoForConditionalGeneration(config, theirs.vision_encoder.model, blind.model.text_model)
     model.model.adapter.load_state_dict(blind.model.adapter.state_dict())
     return model
 

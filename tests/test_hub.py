@@ -145,8 +145,8 @@ def test_an_adapter_is_small_and_loads_both_ways(users, published):
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
 def test_no_parameter_has_a_name_that_transformers_rewrites(model_type):
-    """Names of older versions get their new form when a file is read, in every model: `model.language_model.model` is
-    one. An adapter, or a base model read from a checkpoint with a head, would lose parameters of such a name."""
+    """Names of older versions get their new form when a file is read, in every model: `model.language_model.model`
+    is one. An adapter, or a base model read from a checkpoint with a head, would lose parameters of such a name."""
     for auto_name in ARCHITECTURES[model_type]:
         if auto_name.startswith("AutoModel"):
             model = TINY[model_type].model(auto_name)

@@ -23,7 +23,7 @@ def test_flamingo_adapts_the_language_model_and_trains_the_adapter():
     model = TINY["flamingo"].model("AutoModelForImageTextToText")
     linear = {
         name
-        for name, module in model.model.language_model.model.named_modules(prefix="model.language_model.model")
+        for name, module in model.model.text_model.model.named_modules(prefix="model.text_model.model")
         if isinstance(module, nn.Linear)
     }
     trained = get_peft_model(model, lora_config(model)).base_model.model
@@ -50,7 +50,7 @@ def test_flamingo_adapts_any_language_model(text_config, number):
     model = get_peft_model(type(row.model("AutoModelForImageTextToText"))(config), lora_config(config))
     adapted = [name for name, module in model.named_modules() if "lora_A" in dict(module.named_children())]
     assert len(adapted) == number
-    assert all(".language_model." in name and not name.endswith(("lm_head", "embed_out")) for name in adapted)
+    assert all(".text_model." in name and not name.endswith(("lm_head", "embed_out")) for name in adapted)
     loss = model(**row.training_batch("AutoModelForImageTextToText")).loss
     loss.backward()
     assert all(p.grad is not None for name, p in model.named_parameters() if "lora_" in name)
@@ -77,9 +77,9 @@ def test_the_output_embeddings_are_found_by_whatever_name():
     text_config = {"model_type": "gpt_neox", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = AutoConfig.for_model("flamingo", text_config=text_config, vision_hidden_size=64)
     model = TINY["flamingo"].model("AutoModel")
-    model.language_model.embed_out = model.language_model.lm_head
-    del model.language_model.lm_head
-    model.language_model.get_output_embeddings = lambda: model.language_model.embed_out
+    model.text_model.embed_out = model.text_model.lm_head
+    del model.text_model.lm_head
+    model.text_model.get_output_embeddings = lambda: model.text_model.embed_out
     assert any(pattern.endswith("embed_out") for pattern in qlora_config(model).llm_int8_skip_modules)
     assert len(qlora_config(config).llm_int8_skip_modules) == 3
 

@@ -1,0 +1,4 @@
+"""Layers that at least two architectures share unchanged.
+
+Shapes at the ends of lines are written in the letters that the docstring of the file declares, batch first.
+"""

@@ -127,6 +127,9 @@ class FlamingoConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.vision_config is None and self.vision_hidden_size is None:
             self.vision_config = {}
+        # Parts that are loaded already keep their backends: to the parent, nothing said means to take them away
+        kwargs.setdefault("attn_implementation", {})
+        kwargs.setdefault("experts_implementation", {})
         super().__post_init__(**kwargs)
         if self.vision_config is not None and self.vision_hidden_size is None:
             self.vision_hidden_size = self.vision_config.hidden_size

@@ -35,6 +35,7 @@ images sees none for the surplus (the original: all of them at once); frames hav
 
 import inspect
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,11 +198,14 @@ class FlamingoMediaLayer(CacheLayerMixin):
     def prefetch(self) -> None:
         """Never offloaded."""
 
-    @staticmethod
-    def of(cache: Cache | None) -> "FlamingoMediaLayer | None":
-        """The media layer of `cache`, if it has one."""
+    @classmethod
+    def of(cls, cache: Cache | None, create: bool = False) -> "FlamingoMediaLayer | None":
+        """The media layer of `cache`, if it has one, or else a new one."""
         layers = [] if cache is None else cache.layers
-        return next((layer for layer in layers if isinstance(layer, FlamingoMediaLayer)), None)
+        found = next((layer for layer in layers if isinstance(layer, cls)), None)
+        if found is None and create:
+            layers.append(found := cls())
+        return found
 
 
 @dataclass
@@ -234,6 +238,16 @@ class FlamingoMedia:
     def cross_attentions(self) -> tuple[torch.Tensor, ...] | None:
         """The collected weights, where the attention backend gives them."""
         return tuple(self.attentions) if self.attentions and self.attentions[0] is not None else None
+
+
+class FlamingoReading(threading.local):
+    """Who reads what in this thread: the side channel from a forward pass to the hooks in the language model."""
+
+    model: "FlamingoModel | None" = None
+    media: FlamingoMedia | None = None
+
+
+_reading = FlamingoReading()
 
 
 def group_by_slot(slot: torch.LongTensor, num_slots: int) -> torch.LongTensor:
@@ -493,7 +507,7 @@ class FlamingoBlockHook:
         self.index = index
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        media = self.model._media
+        media = self.model.media
         if media is None:  # the language model is used on its own
             return None
         hidden_states = args[0] if args else kwargs["hidden_states"]
@@ -509,6 +523,8 @@ class FlamingoInputRowsHook:
 
     def __call__(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
         # Also where no forward pass is on: who embeds the text himself (prompt tuning) wants the rows that are trained
+        if _reading.model not in (None, self.model):
+            return output
         rows = self.model.adapter.token_rows.input_rows * getattr(module, "embed_scale", 1.0)
         for token_id, row in zip(self.model.config.trained_token_ids, rows.to(output.dtype)):
             output = torch.where((args[0] == token_id)[..., None], row, output)
@@ -522,7 +538,7 @@ class FlamingoOutputRowsHook:
         self.model = model
 
     def __call__(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
-        if self.model._media is None:
+        if self.model.media is None:
             return output
         token_rows = self.model.adapter.token_rows
         rows = token_rows.input_rows if token_rows.output_rows is None else token_rows.output_rows
@@ -532,17 +548,17 @@ class FlamingoOutputRowsHook:
         return output.index_copy(-1, token_ids, scores.to(output.dtype))
 
 
-def find_decoder_layers(language_model: PreTrainedModel, config: FlamingoConfig) -> nn.ModuleList:
+def find_decoder_layers(text_model: PreTrainedModel, config: FlamingoConfig) -> nn.ModuleList:
     """The decoder layers of any causal language model: its one list with as many modules as it has layers.
 
     Raises:
         ValueError: when there is no such list, or several equally near the root; `decoder_layers_path` then names it.
     """
-    name = type(language_model).__name__
+    name = type(text_model).__name__
     # CODEPATH: named in conversions of OpenFlamingo's checkpoints; found in models made from two parts
     if config.decoder_layers_path is not None:
         try:
-            return language_model.get_submodule(config.decoder_layers_path)
+            return text_model.get_submodule(config.decoder_layers_path)
         except AttributeError as error:
             raise ValueError(
                 f"decoder_layers_path={config.decoder_layers_path!r} leads nowhere in {name}: {error}."
@@ -550,7 +566,7 @@ def find_decoder_layers(language_model: PreTrainedModel, config: FlamingoConfig)
     num_layers = config.decoder_config.num_hidden_layers
     lists = {
         path: module
-        for path, module in language_model.named_modules()
+        for path, module in text_model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == num_layers
     }
     depth = min((path.count(".") for path in lists), default=0)
@@ -610,12 +626,25 @@ class FlamingoPreTrainedModel(PreTrainedModel):
         model.freeze_parts()  # loading makes parameters anew, and with them what is trained
         return loaded
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        # The shortcut that loading takes for code outside of transformers skips buffers of a part that are filled by
+        # another module than their own (FalconH1's); `_init_weights` does without it
+        return False
+
+    def save_pretrained(self, *args, save_original_format: bool = False, **kwargs) -> None:
+        """As in `PreTrainedModel`, but under the names of the modules, not those of the parts' original files.
+
+        A language model inside of another model does not find its way back from all of them (Mixtral's experts).
+        """
+        super().save_pretrained(*args, save_original_format=save_original_format, **kwargs)
+
     def freeze_parts(self) -> None:
         """Train the adapter alone: freeze vision tower and language model as the config says (section 2.2)."""
         model = self.base_model
         # CODEPATH: frozen in every published checkpoint; the paper's ablations train them as well
         if self.config.freeze_language_model:
-            model.language_model.requires_grad_(False)
+            model.text_model.requires_grad_(False)
         # CODEPATH: as above
         if self.config.freeze_vision_model and model.vision_model is not None:
             model.vision_model.requires_grad_(False)
@@ -629,37 +658,48 @@ class FlamingoModel(FlamingoPreTrainedModel):
         self,
         config: FlamingoConfig,
         vision_model: PreTrainedModel | None = None,
-        language_model: PreTrainedModel | None = None,
+        text_model: PreTrainedModel | None = None,
     ):
         r"""
         vision_model (`PreTrainedModel`, *optional*):
             A vision tower to attach to, already loaded; by default one is made from `config.vision_config`.
-        language_model (`PreTrainedModel`, *optional*):
+        text_model (`PreTrainedModel`, *optional*):
             A causal language model to attach to, already loaded; by default one is made from `config.text_config`.
         """
         super().__init__(config)
+        for part in filter(None, (vision_model, text_model)):
+            for module in part.modules():
+                module._is_hf_initialized = True  # `post_init` draws nothing anew, LoRA of the part included
         # CODEPATH: without a tower, for features computed beforehand
         if vision_model is None and config.vision_config is not None:
             vision_model = build_part(AutoModel, MODEL_MAPPING, config.vision_config)
-        if language_model is None:
-            language_model = build_part(AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING, config.text_config)
+        if text_model is None:
+            text_model = build_part(AutoModelForCausalLM, MODEL_FOR_CAUSAL_LM_MAPPING, config.text_config)
         self.vision_model = vision_model
-        self.language_model = language_model
-        self._media: FlamingoMedia | None = None  # set for the duration of a forward pass; what the hooks read
-        layers = find_decoder_layers(language_model, config)
+        self.text_model = text_model
+        # How the language model calls its cache, if it has one: Mamba's holds a state of fixed size, RWKV's is none
+        accepted = inspect.signature(type(text_model).forward).parameters
+        named = [name for name in ("past_key_values", "cache_params") if name in accepted]
+        self.cache_name = named[0] if named and text_model._supports_default_dynamic_cache() else None
+        layers = find_decoder_layers(text_model, config)
         for index in config.cross_attention_layers:
             layers[index].register_forward_pre_hook(FlamingoBlockHook(self, index), with_kwargs=True)
         self.adapter = FlamingoAdapter(config, self._attach_token_rows())
         self.post_init()
         self.freeze_parts()
 
+    @property
+    def media(self) -> FlamingoMedia | None:
+        """What this thread's forward pass shows to the blocks; None while the language model is used on its own."""
+        return _reading.media if _reading.model is self else None
+
     def _attach_token_rows(self) -> FlamingoTokenRows | None:
         """Rows for `config.trained_token_ids`, and the hooks that put them in the place of the frozen ones."""
         # CODEPATH: OpenFlamingo's published checkpoints keep the new rows in the language model's own tables
         if not self.config.trained_token_ids:
             return None
-        embeddings = self.language_model.get_input_embeddings()
-        head = self.language_model.get_output_embeddings()
+        embeddings = self.text_model.get_input_embeddings()
+        head = self.text_model.get_output_embeddings()
         embeddings.register_forward_hook(FlamingoInputRowsHook(self))
         head.register_forward_hook(FlamingoOutputRowsHook(self))
         tied = bool(self.config.decoder_config.tie_word_embeddings)
@@ -668,19 +708,19 @@ class FlamingoModel(FlamingoPreTrainedModel):
         )
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.language_model.get_input_embeddings()
+        return self.text_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.language_model.set_input_embeddings(value)
+        self.text_model.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
-        return self.language_model.get_output_embeddings()
+        return self.text_model.get_output_embeddings()
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        self.language_model.set_output_embeddings(new_embeddings)
+        self.text_model.set_output_embeddings(new_embeddings)
 
     def get_decoder(self) -> nn.Module:
-        return self.language_model.base_model
+        return self.text_model.base_model
 
     def _encode(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> ModelOutput:
         """What the tower makes of images `[N, C, H, W]`; of its tokens `[N, V, D_v]` no class or register tokens."""
@@ -729,7 +769,10 @@ class FlamingoModel(FlamingoPreTrainedModel):
         media = media.flatten(0, 1)  # [B * M, F, ...]
         if image_mask is not None:
             real = image_mask.flatten().nonzero().squeeze(1).to(media.device)  # [N]
-            media = media[real]
+            if not torch.compiler.is_compiling() and len(real) == 0:
+                media = torch.zeros_like(media[:1])  # towers take no empty batch, and DDP no idle parameters
+            else:
+                media = media[real]
         tokens, tower = media.flatten(0, 1), {}  # [N * F, ...]
         if pixel_values is not None:
             tower = self._encode(tokens, **kwargs)
@@ -738,7 +781,7 @@ class FlamingoModel(FlamingoPreTrainedModel):
         latents = resampler(tokens.to(resampler.latents.dtype).unflatten(0, (-1, num_frames)))  # [N, R, D_v]
         if image_mask is not None:
             empty = latents.new_zeros(batch * num_images, *latents.shape[1:])
-            latents = empty.index_copy(0, real, latents)
+            latents = empty.index_copy(0, real, latents[: len(real)])
         return BaseModelOutputWithPooling(
             last_hidden_state=tokens,
             pooler_output=latents.unflatten(0, (batch, num_images)),
@@ -873,7 +916,7 @@ class FlamingoModel(FlamingoPreTrainedModel):
     def look(self, index: int, hidden_states: torch.Tensor, media: FlamingoMedia) -> torch.Tensor:
         """Run the GATED XATTN-DENSE block that stands before language model layer `index`."""
         block = self.adapter.layers[str(index)]
-        past_key_value = None if media.past is None else media.past.blocks[index]
+        past_key_value = None if media.past is None else media.past.blocks.get(index)
         looked, key_value, weights = block(
             hidden_states.to(block.attention_gate.dtype),
             None if media.states is None else media.states.flatten(1, 2),  # [B, M * R, D_v]
@@ -891,16 +934,11 @@ class FlamingoModel(FlamingoPreTrainedModel):
 
     def _remember(self, media: FlamingoMedia, cache: Cache) -> None:
         """Keep in `cache` what later tokens need of the images: of all, or of each row's last one."""
-        layer = FlamingoMediaLayer.of(cache)
-        if media.past is None and media.states is None:
-            return
-        if layer is None:
-            layer = FlamingoMediaLayer()
-            cache.layers.append(layer)
-        if media.states is not None:
+        layer = FlamingoMediaLayer.of(cache, create=True)
+        if media.past is None or media.states is not None:
             layer.blocks, layer.slots = media.blocks, media.slots
             # CODEPATH: true in every published checkpoint; an ablation of the paper sees all earlier images
-            if self.config.only_attend_immediate_media:
+            if self.config.only_attend_immediate_media and media.states is not None:
                 last = media.numbers[:, -1:]  # [B, 1]
                 held = (media.slots == last) & (last > 0)  # [B, S]
                 chosen = held.long().argmax(dim=1)  # [B]
@@ -939,18 +977,20 @@ class FlamingoModel(FlamingoPreTrainedModel):
         inputs = input_ids if inputs_embeds is None else inputs_embeds
         if inputs.shape[0] == 0 or inputs.shape[1] == 0:
             raise ValueError(f"The text is empty: input_ids of shape {tuple(inputs.shape[:2])}.")
-        accepted = inspect.signature(type(reader).forward).parameters
-        if "past_key_values" in accepted:
+        if self.cache_name is None:
+            if use_cache or past_key_values is not None:
+                raise ValueError(
+                    f"{type(reader).__name__} keeps a state of its own kind, which Flamingo cannot continue: pass the "
+                    "whole text, without past_key_values and use_cache."
+                )
+            kwargs["use_cache"] = False
+        else:
             if use_cache is None:
                 use_cache = bool(self.config.decoder_config.use_cache) and not self.training
             if use_cache and past_key_values is None:
                 past_key_values = DynamicCache(config=self.config.decoder_config)
-            kwargs.update(past_key_values=past_key_values, use_cache=use_cache)
-        elif past_key_values is not None:
-            raise ValueError(
-                f"{type(reader).__name__} keeps a recurrent state of its own kind, which Flamingo cannot continue: "
-                "pass the whole text, without past_key_values."
-            )
+            kwargs.update({self.cache_name: past_key_values, "use_cache": use_cache})
+        accepted = inspect.signature(type(reader).forward).parameters
         optional = {"position_ids": position_ids, "inputs_embeds": inputs_embeds}
         kwargs.update({name: value for name, value in optional.items() if value is not None and name in accepted})
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values()):
@@ -962,15 +1002,15 @@ class FlamingoModel(FlamingoPreTrainedModel):
             features = self.get_image_features(pixel_values, image_features, image_mask, return_dict=True)
             image_embeds = features.pooler_output
         media = self._view_media(inputs, image_embeds, image_mask, media_index, past)
-        if past_key_values is not None and media.states is not None:
+        if past_key_values is not None and (media.states is not None or past is None):
             media.blocks = {}
         if kwargs.get("output_attentions", self.config.output_attentions):
             media.attentions = []
-        self._media = media
+        _reading.model, _reading.media = self, media
         try:
             outputs = reader(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
         finally:
-            self._media = None
+            _reading.model = _reading.media = None
         if past_key_values is not None:
             self._remember(media, past_key_values)
         return outputs, media
@@ -1007,7 +1047,7 @@ class FlamingoModel(FlamingoPreTrainedModel):
             image at or before the token, counted by the `<image>` tokens.
         """
         outputs, media = self.read(
-            self.language_model.base_model,
+            self.text_model.base_model,
             input_ids=input_ids,
             pixel_values=pixel_values,
             attention_mask=attention_mask,
@@ -1023,7 +1063,7 @@ class FlamingoModel(FlamingoPreTrainedModel):
         )
         return FlamingoModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.get("past_key_values"),
+            past_key_values=outputs.get(self.cache_name),
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),
             cross_attentions=media.cross_attentions,
@@ -1042,16 +1082,17 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
         self,
         config: FlamingoConfig,
         vision_model: PreTrainedModel | None = None,
-        language_model: PreTrainedModel | None = None,
+        text_model: PreTrainedModel | None = None,
     ):
         r"""
         vision_model (`PreTrainedModel`, *optional*):
             A vision tower to attach to, already loaded; by default one is made from `config.vision_config`.
-        language_model (`PreTrainedModel`, *optional*):
+        text_model (`PreTrainedModel`, *optional*):
             A causal language model to attach to, already loaded; by default one is made from `config.text_config`.
         """
         super().__init__(config)
-        self.model = FlamingoModel(config, vision_model, language_model)
+        self.model = FlamingoModel(config, vision_model, text_model)
+        self._is_stateful = self.model.text_model._is_stateful  # no assisted decoding over a recurrent state
         self.post_init()
 
     @classmethod
@@ -1126,10 +1167,10 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
         """
         directory = Path(save_directory)
         directory.mkdir(parents=True, exist_ok=True)
-        vision_model, language_model = self.model.vision_model, self.model.language_model
+        vision_model, text_model = self.model.vision_model, self.model.text_model
         parts = {
             "vision_model": None if vision_model is None else vision_model.name_or_path,
-            "text_model": language_model.name_or_path,
+            "text_model": text_model.name_or_path,
         }
         state = {name: tensor.detach().contiguous().cpu() for name, tensor in self.model.adapter.state_dict().items()}
         save_file(state, directory / "flamingo_adapter.safetensors", metadata={"format": "pt"})
@@ -1255,9 +1296,9 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
         num_items_in_batch (`torch.Tensor` or `int`, *optional*):
             What the summed loss is divided by, as `Trainer` passes it; by default the labels that count.
         """
-        takes_kept = "logits_to_keep" in inspect.signature(type(self.model.language_model).forward).parameters
+        takes_kept = "logits_to_keep" in inspect.signature(type(self.model.text_model).forward).parameters
         outputs, media = self.model.read(
-            self.model.language_model,
+            self.model.text_model,
             input_ids=input_ids,
             pixel_values=pixel_values,
             attention_mask=attention_mask,
@@ -1285,7 +1326,7 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
         return FlamingoCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.get("past_key_values"),
+            past_key_values=outputs.get(self.model.cache_name),
             hidden_states=outputs.get("hidden_states"),
             attentions=outputs.get("attentions"),
             cross_attentions=media.cross_attentions,
@@ -1325,13 +1366,19 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
             generation_config = kwargs.get("generation_config") or self.generation_config
             if kwargs.get("prefill_chunk_size", generation_config.prefill_chunk_size) is not None:
                 raise ValueError("A prompt with images is read in one piece: set prefill_chunk_size=None.")
-        if "past_key_values" not in inspect.signature(type(self.model.language_model).forward).parameters:
+        if self.model.cache_name is None:
             logger.warning_once(
-                f"{type(self.model.language_model).__name__} keeps a recurrent state of its own kind, which Flamingo "
+                f"{type(self.model.text_model).__name__} keeps a recurrent state of its own kind, which Flamingo "
                 "cannot continue: every token is generated from the whole text again."
             )
             kwargs["use_cache"] = False
         return super().generate(inputs, **kwargs)
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs: dict, *args) -> None:
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
+        if model_kwargs.get("past_key_values") is not None:
+            # From the start, since a cache of Mamba's kind does not count tokens itself
+            FlamingoMediaLayer.of(model_kwargs["past_key_values"], create=True)
 
     def prepare_inputs_for_generation(
         self,
@@ -1345,13 +1392,15 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
         **kwargs,
     ) -> dict:
         # The language model knows best how its inputs, positions and masks are made; only the images are ours
-        inputs = self.model.language_model.prepare_inputs_for_generation(
+        cache = {} if past_key_values is None else {self.model.cache_name: past_key_values}
+        inputs = self.model.text_model.prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=next_sequence_length,
-            past_key_values=past_key_values,
             is_first_iteration=is_first_iteration,
+            **cache,
             **kwargs,
         )
+        inputs["past_key_values"] = inputs.pop(self.model.cache_name, None)
         if is_first_iteration or past_key_values is None:  # later the cache remembers them
             inputs.update(image_embeds=image_embeds, image_mask=image_mask)
             if media_index is not None:
