@@ -99,7 +99,8 @@ class InterleavedCollator:
             Frames taken of each video, evenly spaced; `None` takes all, and all videos of a batch must have as many.
         packing (`bool`, defaults to `False`):
             Whether several documents share a row, as long as they fit `max_length`: fewer rows, less padding. Each
-            document sees its own images only, and, in language models that take `position_ids`, its own text only.
+            document sees its own images only; its own text only in training (without a cache) and in language models
+            whose masks follow `position_ids`: Llama, GPT-2, GPT-NeoX and most others, not OPT, MPT and BLOOM.
         transform (`Callable`, *optional*):
             Called with the frames of an image or video (one image: a list of one) and a `numpy` generator, returns
             frames: where augmentation goes (`hf_mmunify.training.ImageAugmentation`).
@@ -281,7 +282,7 @@ class InterleavedCollator:
             words = words.replace(end, "") if end else words
             words = words.rstrip()
             chunks.append((self.image_token if number else "") + (words + end if words else ""))
-        ids = self.tokenizer("".join(chunks), add_special_tokens=False).input_ids
+        ids = self.tokenizer("".join(chunks), add_special_tokens=False, verbose=False).input_ids
         ids = [*self._start, *ids]
         if document.is_pair and self.tokenizer.eos_token_id is not None:
             ids.append(self.tokenizer.eos_token_id)
