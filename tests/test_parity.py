@@ -16,12 +16,14 @@ translates between the authors' names of inputs and outputs and ours:
 
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from golden_case import GOLDEN, GoldenCase, cases, disagreement, draw, spread
 
 from hf_mmunify.conversion import engine
+from hf_mmunify.conversion.rules import KeyMap
 
 
 CASES = cases()
@@ -197,3 +199,106 @@ def test_state_dicts_are_drawn_with_their_aliases():
     assert torch.equal(state["head"], torch.from_numpy(draw(3, "embed", (2,), 0.5, 1.0)))
     assert state["queue"] == 7 and state["scalar"].shape == ()
     assert torch.equal(state["position_ids"], torch.tensor([[0, 1, 2]]))
+
+
+def toy_case() -> GoldenCase:
+    case = GoldenCase(Path("toy/case.json"))
+    case.info = {
+        "outputs": {
+            "logits": {"what": "logits", "compare": "everywhere", "atol": 1e-5},
+            "wrong_logits": {"what": "TRAP: another tower's", "compare": "everywhere", "atol": 1e-5},
+        },
+        "weights": {
+            "w": {"shape": [2]},
+            "tied": {"shape": [2], "alias": "w"},
+            "ids": {"shape": [3], "derived": "..."},
+        },
+        "grads": {"w": {"atol": 1e-6}, "tied": {"atol": 1e-6}},
+    }
+    case.tensors = {
+        "outputs/logits": torch.ones(3),
+        "outputs/wrong_logits": torch.zeros(3),
+        "grads/w": torch.tensor([3.0, 3.0]),
+        "grads/tied": torch.tensor([3.0, 3.0]),
+    }
+    return case
+
+
+def toy_adapter(case: GoldenCase, **hooks) -> Adapter:
+    adapter = Adapter.__new__(Adapter)
+    adapter.module, adapter.case, adapter.inputs = SimpleNamespace(**hooks), {**case.info}, {}
+    return adapter
+
+
+@pytest.mark.parametrize(
+    "found, faults",
+    [
+        ({"logits": torch.ones(3), "wrong_logits": torch.ones(3)}, []),
+        ({"logits": torch.ones(3) + 1e-4, "wrong_logits": torch.ones(3)}, ["output logits: 3 of 3 values differ"]),
+        (
+            {"logits": torch.ones(3), "wrong_logits": torch.zeros(3)},
+            ["output wrong_logits: is matched, but is"],
+        ),
+        ({"logits": torch.ones(3)}, ["output wrong_logits: parity/toy.py does not give it"]),
+        ({"wrong_logits": torch.ones(3), "logits": None}, ["output logits: parity/toy.py does not give it"]),
+    ],
+)
+def test_faults_of_outputs_are_found(found, faults):
+    case = toy_case()
+    told = output_faults(case, toy_adapter(case), found)
+    assert len(told) == len(faults) and all(start in line for start, line in zip(faults, told))
+
+
+def test_a_comparison_in_words_needs_a_mask_of_the_adapter():
+    case = toy_case()
+    case.info["outputs"] = {"logits": {"what": "", "compare": "kept entries", "atol": 0}}
+    found = {"logits": torch.tensor([1.0, 1, 7])}
+    assert "needs `mask` for 'kept entries'" in output_faults(case, toy_adapter(case), found)[0]
+    adapter = toy_adapter(case, mask=lambda name, case: torch.tensor([True, True, False]))
+    assert output_faults(case, adapter, found) == []
+
+
+class ToyModel(torch.nn.Module):
+    """One weight, as far as the checks below ask."""
+
+    def __init__(self, weight=(1.0, 2.0)):
+        super().__init__()
+        self.ours = torch.nn.Parameter(torch.tensor(weight))
+        self.config = None
+
+
+def toy_engine(monkeypatch, exported):
+    monkeypatch.setattr(engine, "export_tensors", lambda model, tensors, module: {"w": tensors["ours"]})
+    monkeypatch.setattr(engine, "export", lambda model, module: exported)
+    monkeypatch.setattr(engine, "key_map_of", lambda module, config: KeyMap([], {"queue": "dropped"}))
+
+
+@pytest.mark.parametrize("factor, is_right", [(3.0, True), (3.1, False)])
+def test_faults_of_gradients_are_found(monkeypatch, factor, is_right):
+    toy_engine(monkeypatch, {})
+    case, model = toy_case(), ToyModel()
+    faults = gradient_faults(case, toy_adapter(case), model, None, {"loss": factor * model.ours.sum()})
+    assert [fault.split(":")[0] for fault in faults] == ([] if is_right else ["gradient of w", "gradient of tied"])
+    adapter = toy_adapter(case, loss=lambda found, case: 3 * found["sum"])
+    assert gradient_faults(case, adapter, model, None, {"sum": model.ours.sum()}) == []
+
+
+@pytest.mark.parametrize(
+    "change, fault",
+    [
+        ({}, None),
+        ({"w": torch.tensor([1.0, 2.0000002])}, "export: w is not bit-equal"),
+        ({"w": torch.tensor([1.0, 2.0], dtype=torch.float64)}, "export: w is not bit-equal"),
+        ({"tied": None}, "export: tied is missing"),
+        ({"ids": None}, "export: ids is missing"),
+        ({"ids": torch.arange(4)}, "export: ids [4], expected [3]"),
+        ({"extra": torch.ones(1)}, "export: extra is not in the original"),
+    ],
+)
+def test_faults_of_exports_are_found(monkeypatch, change, fault):
+    original = {"w": torch.tensor([1.0, 2.0]), "tied": torch.tensor([1.0, 2.0])}
+    exported = {**original, "ids": torch.arange(3), **change}
+    toy_engine(monkeypatch, {key: value for key, value in exported.items() if value is not None})
+    case = toy_case()
+    case.info["weights"]["queue"] = {"shape": [1]}
+    assert export_faults(case, ToyModel(), None, original) == ([fault] if fault else [])
