@@ -9,6 +9,7 @@ def causal_language_modeling_loss(
     labels: torch.Tensor,
     num_items_in_batch: torch.Tensor | int | None = None,
     ignore_index: int = -100,
+    shifted: bool = False,
 ) -> torch.Tensor:
     """Negative log-likelihood of the next token, over the positions whose label counts.
 
@@ -16,12 +17,14 @@ def causal_language_modeling_loss(
         logits (`torch.Tensor` of shape `(batch, sequence, vocabulary)`):
             Scores of the token that follows each position.
         labels (`torch.LongTensor` of shape `(batch, sequence)`):
-            The tokens themselves, not shifted; `ignore_index` where nothing is to be learned.
+            The tokens themselves, unless `shifted`; `ignore_index` where nothing is to be learned.
         num_items_in_batch (`torch.Tensor` or `int`, *optional*):
             What the sum is divided by, as `Trainer` passes it: the tokens of all accumulated batches. By default the
             tokens that count here; a batch in which none counts has loss zero, and gradients of zero.
         ignore_index (`int`, *optional*, defaults to -100):
             Label of positions that do not count.
+        shifted (`bool`, *optional*, defaults to `False`):
+            Whether `labels` hold the token that follows each position, instead of the one there.
 
     Returns:
         `torch.Tensor`: the loss, a scalar in float32.
@@ -35,7 +38,8 @@ def causal_language_modeling_loss(
             f"got {tuple(labels.shape)}."
         )
     vocabulary = logits.shape[-1]
-    targets = nn.functional.pad(labels[:, 1:], (0, 1), value=ignore_index).to(logits.device)  # [B, T]
+    targets = labels if shifted else nn.functional.pad(labels[:, 1:], (0, 1), value=ignore_index)  # [B, T]
+    targets = targets.to(logits.device)
     counted = targets != ignore_index  # [B, T]
     if not torch.compiler.is_compiling() and ((targets >= vocabulary) | ((targets < 0) & counted)).any():
         raise ValueError(
