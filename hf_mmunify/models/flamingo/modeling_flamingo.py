@@ -1276,6 +1276,7 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
+        shift_labels: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> FlamingoCausalLMOutputWithPast:
         r"""
@@ -1295,6 +1296,9 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
             The tokens to learn, not shifted; -100 where nothing is to be learned. Padding and `<image>` never count.
         num_items_in_batch (`torch.Tensor` or `int`, *optional*):
             What the summed loss is divided by, as `Trainer` passes it; by default the labels that count.
+        shift_labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            The token that follows each position, in the place of `labels`: those of a text that is split over several
+            processes are shifted before it is. -100 where nothing is to be learned; `<image>` never counts.
         """
         takes_kept = "logits_to_keep" in inspect.signature(type(self.model.text_model).forward).parameters
         outputs, media = self.model.read(
@@ -1315,14 +1319,16 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
         )
         logits = outputs.logits if takes_kept else slice_logits_to_keep(outputs.logits, logits_to_keep)
         loss = None
+        shifted = shift_labels is not None
+        labels = shift_labels if shifted else labels
         if labels is not None:
             labels = labels.to(logits.device)
             # CODEPATH: no token for images where media_index says everything
             if self.config.image_token_id is not None:
                 labels = labels.masked_fill(labels == self.config.image_token_id, -100)
-            if attention_mask is not None and attention_mask.shape == labels.shape:
+            if not shifted and attention_mask is not None and attention_mask.shape == labels.shape:
                 labels = labels.masked_fill(attention_mask.to(labels.device) == 0, -100)
-            loss = causal_language_modeling_loss(logits, labels, num_items_in_batch)
+            loss = causal_language_modeling_loss(logits, labels, num_items_in_batch, shifted=shifted)
         return FlamingoCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
