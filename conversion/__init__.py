@@ -3,9 +3,9 @@
 ```python
 from hf_mmunify.conversion.flamingo import convert, export
 
-model = convert("checkpoint.pt", "openflamingo-9b")   # any format of `readers`; exact, or a named error
-state_dict = export(model)                            # the authors' names again, bit by bit
+model = convert("checkpoint.pt", "OpenFlamingo-9B-vitl-mpt7b")  # any format of `readers`; exact, or a named error
+state_dict = export(model)  # the authors' names again, bit by bit
 ```
 
-`engine` says what a conversion module declares, `rules` what a key map is made of, `errors` what can go wrong.
+`declarations` says what a conversion module holds, `rules` what a key map is made of, `errors` what can go wrong.
 """
