@@ -166,20 +166,15 @@ def _attach(cls: type) -> None:
             path = Path(json_file_path)
             # Only beside a file that `from_pretrained` reads. And in this method, not in `save_pretrained`: of what is
             # in the folder, that pushes the files written after it has begun.
-            if type(self) not in _auto_maps or path.name not in (CONFIG_NAME, PROCESSOR_NAME, IMAGE_PROCESSOR_NAME):
-                return inherited_write(self, json_file_path, *args, **kwargs)
-            names = self.get_attributes() if isinstance(self, ProcessorMixin) else []
-            parts = [part for part in [self, *(getattr(self, name) for name in names)] if type(part) in _auto_maps]
-            before = [vars(part).get("auto_map") for part in parts]
-            for part in parts:
-                part.auto_map = dict(_auto_maps[type(part)])
-            path.with_name(f"{STUB}.py").write_text(STUB_CODE, encoding="utf-8")
+            if type(self) in _auto_maps and path.name in (CONFIG_NAME, PROCESSOR_NAME, IMAGE_PROCESSOR_NAME):
+                parts = self.get_attributes() if isinstance(self, ProcessorMixin) else []
+                for part in [self, *(getattr(self, name) for name in parts)]:
+                    if type(part) in _auto_maps:
+                        part.auto_map = dict(_auto_maps[type(part)])
+                path.with_name(f"{STUB}.py").write_text(STUB_CODE, encoding="utf-8")
             inherited_write(self, json_file_path, *args, **kwargs)
-            for part, auto_map in zip(parts, before):  # saving leaves what is saved as it was
-                if auto_map is None:
-                    del part.auto_map
-                else:
-                    part.auto_map = auto_map
+            if isinstance(self, ProcessorMixin):
+                vars(self).pop("auto_map", None)  # what was saved stays equal to what is loaded; a config keeps its own
 
         cls.to_json_file = to_json_file
 
