@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
-from transformers.image_utils import load_image
+from transformers.image_utils import ImageInput, load_image
 from transformers.processing_utils import ProcessingKwargs, Unpack
 from transformers.utils import auto_docstring
 
@@ -70,7 +70,7 @@ class FlamingoProcessor(ProcessorMixin):
     @auto_docstring
     def __call__(
         self,
-        images=None,
+        images: ImageInput | None = None,
         text: str | list[str] | None = None,
         **kwargs: Unpack[ProcessingKwargs],
     ) -> BatchFeature:
