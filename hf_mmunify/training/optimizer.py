@@ -73,6 +73,9 @@ def parameter_groups(
 def cast_frozen_parts(model: nn.Module, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
     """Put frozen parameters in half precision and trained ones in float32, in place; buffers and 4-bit weights stay.
 
+    Saved, each keeps its precision; `from_pretrained` then reads all in half precision, unless it is told
+    `dtype=torch.float32`.
+
     Args:
         model (`nn.Module`): With `requires_grad` set as it will be trained.
         dtype (`torch.dtype`, defaults to `torch.bfloat16`): Of the frozen parameters.
