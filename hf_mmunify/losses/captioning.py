@@ -51,6 +51,4 @@ def causal_language_modeling_loss(
     )
     if num_items_in_batch is None:
         return total / counted.sum().clamp(min=1)
-    if isinstance(num_items_in_batch, torch.Tensor):
-        num_items_in_batch = num_items_in_batch.to(total.device)
-    return total / num_items_in_batch
+    return total / torch.as_tensor(num_items_in_batch, device=total.device).clamp(min=1)
