@@ -173,8 +173,8 @@ def _attach(cls: type) -> None:
                         part.auto_map = dict(_auto_maps[type(part)])
                 path.with_name(f"{STUB}.py").write_text(STUB_CODE, encoding="utf-8")
             inherited_write(self, json_file_path, *args, **kwargs)
-            if isinstance(self, ProcessorMixin):
-                vars(self).pop("auto_map", None)  # what was saved stays equal to what is loaded; a config keeps its own
+            if isinstance(self, ProcessorMixin):  # it stays equal to what is loaded; a config keeps its own there
+                vars(self).pop("auto_map", None)
 
         cls.to_json_file = to_json_file
 
