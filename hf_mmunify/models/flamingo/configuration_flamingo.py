@@ -29,7 +29,7 @@ class FlamingoConfig(PreTrainedConfig):
     text_config (`dict` or `PreTrainedConfig`, *optional*):
         Any language model that `AutoModelForCausalLM` knows. Defaults to OPT.
     vision_hidden_size (`int`, *optional*):
-        Width of the visual features. Defaults to `vision_config.hidden_size`.
+        Width of the visual features. Defaults to `vision_config.hidden_size`, where there is one.
     cross_attention_interval (`int`, *optional*, defaults to 1):
         Distance, in language model layers, between two GATED XATTN-DENSE blocks (1, 4 and 7 in the paper's 3B, 9B and
         80B).
@@ -131,8 +131,13 @@ class FlamingoConfig(PreTrainedConfig):
         kwargs.setdefault("attn_implementation", {})
         kwargs.setdefault("experts_implementation", {})
         super().__post_init__(**kwargs)
-        if self.vision_config is not None and self.vision_hidden_size is None:
-            self.vision_hidden_size = self.vision_config.hidden_size
+        if self.vision_hidden_size is None:
+            self.vision_hidden_size = getattr(self.vision_config, "hidden_size", None)
+            if self.vision_hidden_size is None:
+                raise ValueError(
+                    f"{type(self.vision_config).__name__} does not say how wide the features of its tower are: give "
+                    "vision_hidden_size, the number of channels of last_hidden_state."
+                )
         if self.cross_attention_intermediate_size is None:
             self.cross_attention_intermediate_size = 4 * self.decoder_config.hidden_size
         if self.resampler_intermediate_size is None:

@@ -580,6 +580,16 @@ def find_decoder_layers(text_model: PreTrainedModel, config: FlamingoConfig) -> 
     return lists[nearest[0]]
 
 
+def find_num_positions(text_model: PreTrainedModel, config: PreTrainedConfig) -> int | None:
+    """How many tokens a language model with a table of positions can read; None where it computes positions."""
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is None:
+        return getattr(config, "max_seq_len", None)  # MPT, whose attention bias is made for as many tokens
+    tensors = [*text_model.named_parameters(), *text_model.named_buffers()]
+    tables = [tensor for name, tensor in tensors if tensor.ndim == 2 and ("pos" in name or "wpe" in name)]
+    return limit if any(limit <= len(table) <= limit + 2 for table in tables) else None  # OPT's table has 2 more rows
+
+
 def build_part(auto_class: type, mapping, config: PreTrainedConfig) -> PreTrainedModel:
     """A vision tower or language model of `config`, on eager attention where its class has no other."""
     model_class = mapping[type(config)]
@@ -632,13 +642,6 @@ class FlamingoPreTrainedModel(PreTrainedModel):
         # another module than their own (FalconH1's); `_init_weights` does without it
         return False
 
-    def save_pretrained(self, *args, save_original_format: bool = False, **kwargs) -> None:
-        """As in `PreTrainedModel`, but under the names of the modules, not those of the parts' original files.
-
-        A language model inside of another model does not find its way back from all of them (Mixtral's experts).
-        """
-        super().save_pretrained(*args, save_original_format=save_original_format, **kwargs)
-
     def freeze_parts(self) -> None:
         """Train the adapter alone: freeze vision tower and language model as the config says (section 2.2)."""
         model = self.base_model
@@ -681,6 +684,7 @@ class FlamingoModel(FlamingoPreTrainedModel):
         accepted = inspect.signature(type(text_model).forward).parameters
         named = [name for name in ("past_key_values", "cache_params") if name in accepted]
         self.cache_name = named[0] if named and text_model._supports_default_dynamic_cache() else None
+        self.num_positions = find_num_positions(text_model, config.decoder_config)
         layers = find_decoder_layers(text_model, config)
         for index in config.cross_attention_layers:
             layers[index].register_forward_pre_hook(FlamingoBlockHook(self, index), with_kwargs=True)
@@ -730,14 +734,22 @@ class FlamingoModel(FlamingoPreTrainedModel):
             outputs = self.vision_model(
                 pixel_values=pixel_values.to(self.vision_model.dtype), return_dict=True, **kwargs
             )
-        states = outputs.last_hidden_state
+        states, width = outputs.last_hidden_state, self.config.vision_hidden_size
         patch = getattr(self.config.vision_config, "patch_size", None)
-        if states.ndim == 4:  # a convolutional tower's map [N, D_v, h, w]
-            states = states.flatten(2).transpose(1, 2)
+        timm_model = getattr(self.vision_model, "timm_model", None)
+        if states.ndim == 4:  # a map: [N, D_v, h, w] of convolutions, [N, h, w, D_v] of timm's Swin
+            states = states.movedim(1 if states.shape[1] == width else 3, 3).flatten(1, 2)
+        elif timm_model is not None:
+            states = states[:, timm_model.num_prefix_tokens :]
         elif patch is not None:
             patch_height, patch_width = (patch, patch) if isinstance(patch, int) else patch
             num_patches = (pixel_values.shape[-2] // patch_height) * (pixel_values.shape[-1] // patch_width)
             states = states[:, max(0, states.shape[1] - num_patches) :]
+        if states.shape[-1] != width:
+            raise ValueError(
+                f"{type(self.vision_model).__name__} gives features of width {states.shape[-1]}, but the model was "
+                f"made for vision_hidden_size={width}."
+            )
         outputs.last_hidden_state = states
         return outputs
 
@@ -769,10 +781,10 @@ class FlamingoModel(FlamingoPreTrainedModel):
         media = media.flatten(0, 1)  # [B * M, F, ...]
         if image_mask is not None:
             real = image_mask.flatten().nonzero().squeeze(1).to(media.device)  # [N]
-            if not torch.compiler.is_compiling() and len(real) == 0:
-                media = torch.zeros_like(media[:1])  # towers take no empty batch, and DDP no idle parameters
-            else:
+            if torch.compiler.is_compiling() or len(real):
                 media = media[real]
+            else:  # towers take no empty batch, and DDP no idle parameters
+                media, real = torch.zeros_like(media[:1]), real.new_zeros(1)
         tokens, tower = media.flatten(0, 1), {}  # [N * F, ...]
         if pixel_values is not None:
             tower = self._encode(tokens, **kwargs)
@@ -781,7 +793,8 @@ class FlamingoModel(FlamingoPreTrainedModel):
         latents = resampler(tokens.to(resampler.latents.dtype).unflatten(0, (-1, num_frames)))  # [N, R, D_v]
         if image_mask is not None:
             empty = latents.new_zeros(batch * num_images, *latents.shape[1:])
-            latents = empty.index_copy(0, real, latents[: len(real)])
+            latents = empty.index_copy(0, real, latents)
+            latents = latents.masked_fill(image_mask.to(latents.device).view(-1, 1, 1) == 0, 0.0)
         return BaseModelOutputWithPooling(
             last_hidden_state=tokens,
             pooler_output=latents.unflatten(0, (batch, num_images)),
@@ -829,6 +842,24 @@ class FlamingoModel(FlamingoPreTrainedModel):
             )
         return media
 
+    def _check_length(
+        self, inputs: torch.Tensor, attention_mask: torch.Tensor | None, past_key_values: Cache | None
+    ) -> None:
+        """Raise a ValueError when the text is longer than the language model's table of positions."""
+        if self.num_positions is None:
+            return
+        length = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if isinstance(length, torch.Tensor):  # a static cache, whose own size is the limit
+            return
+        length += inputs.shape[1]
+        if length > self.num_positions and attention_mask is not None and attention_mask.ndim == 2:
+            length = int(attention_mask.sum(dim=1).max())  # padding takes no position
+        if length > self.num_positions:
+            raise ValueError(
+                f"The text has {length} tokens, but {type(self.text_model).__name__} has {self.num_positions} "
+                "positions: shorten it (an image takes one token), or use a language model that computes positions."
+            )
+
     def _view_media(
         self,
         inputs: torch.Tensor,
@@ -840,6 +871,12 @@ class FlamingoModel(FlamingoPreTrainedModel):
         """Which token of `inputs` (ids `[B, T]` or embeddings `[B, T, D_t]`) sees which image (the paper's phi)."""
         (batch, length), device = inputs.shape[:2], inputs.device
         num_new = 0 if image_embeds is None else image_embeds.shape[1]
+        shape = (self.config.resampler_num_latents, self.config.vision_hidden_size)
+        if num_new and image_embeds.shape[2:] != shape:
+            raise ValueError(
+                "image_embeds have shape (batch_size, num_images, num_latents, vision_hidden_size), here with "
+                f"{shape[0]} latents of width {shape[1]}; got {tuple(image_embeds.shape)}."
+            )
         if num_new and image_embeds.shape[0] != batch:
             raise ValueError(f"There are {batch} rows of text, but {image_embeds.shape[0]} rows of images.")
         if media_index is not None:
@@ -977,6 +1014,7 @@ class FlamingoModel(FlamingoPreTrainedModel):
         inputs = input_ids if inputs_embeds is None else inputs_embeds
         if inputs.shape[0] == 0 or inputs.shape[1] == 0:
             raise ValueError(f"The text is empty: input_ids of shape {tuple(inputs.shape[:2])}.")
+        self._check_length(inputs, attention_mask, past_key_values)
         if self.cache_name is None:
             if use_cache or past_key_values is not None:
                 raise ValueError(
@@ -1139,6 +1177,8 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
             config_kwargs.setdefault("image_token_id", processor.image_token_id)
             config_kwargs.setdefault("end_of_chunk_token_id", processor.end_of_chunk_token_id)
             config_kwargs.setdefault("trained_token_ids", [processor.end_of_chunk_token_id, processor.image_token_id])
+        if hasattr(vision_model, "timm_model"):  # whose config does not tell
+            config_kwargs.setdefault("vision_hidden_size", vision_model.timm_model.num_features)
         config = FlamingoConfig(vision_config=vision_model.config, text_config=text_model.config, **config_kwargs)
         model = cls(config, vision_model, text_model)
         adapter = model.model.adapter.to(embeddings.weight.device)
@@ -1276,7 +1316,6 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
-        shift_labels: torch.LongTensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> FlamingoCausalLMOutputWithPast:
         r"""
@@ -1300,6 +1339,8 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
             The token that follows each position, in the place of `labels`: those of a text that is split over several
             processes are shifted before it is. -100 where nothing is to be learned; `<image>` never counts.
         """
+        # Not in the signature: Trainer evaluates no loss unless every argument with "label" in its name is given
+        shift_labels = kwargs.pop("shift_labels", None)
         takes_kept = "logits_to_keep" in inspect.signature(type(self.model.text_model).forward).parameters
         outputs, media = self.model.read(
             self.model.text_model,
@@ -1327,7 +1368,8 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
             if self.config.image_token_id is not None:
                 labels = labels.masked_fill(labels == self.config.image_token_id, -100)
             if not shifted and attention_mask is not None and attention_mask.shape == labels.shape:
-                labels = labels.masked_fill(attention_mask.to(labels.device) == 0, -100)
+                padding = attention_mask.to(labels.device) == 0
+                labels = labels.masked_fill(padding | padding.roll(1, dims=1), -100)  # nothing is read off padding
             loss = causal_language_modeling_loss(logits, labels, num_items_in_batch, shifted=shifted)
         return FlamingoCausalLMOutputWithPast(
             loss=loss,
