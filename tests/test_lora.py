@@ -19,7 +19,7 @@ def test_every_architecture_has_a_preset():
     assert set(lora.PRESETS) == set(ARCHITECTURES)
 
 
-def test_flamingo_adapts_the_language_model_and_trains_the_adapter():
+def test_flamingo_adapts_the_text_model_and_trains_the_adapter():
     model = TINY["flamingo"].model("AutoModelForImageTextToText")
     linear = {
         name
@@ -42,7 +42,7 @@ def test_flamingo_adapts_the_language_model_and_trains_the_adapter():
     ],
     ids=lambda value: value["model_type"] if isinstance(value, dict) else None,
 )
-def test_flamingo_adapts_any_language_model(text_config, number):
+def test_flamingo_adapts_any_text_model(text_config, number):
     sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
     sizes = sizes if text_config["model_type"] != "gpt2" else {}
     row = TINY["flamingo"]

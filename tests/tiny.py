@@ -141,7 +141,8 @@ def flamingo_inputs(auto_name: str, seed: int) -> dict[str, torch.Tensor]:
 def flamingo_labels(auto_name: str, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     if auto_name == "AutoModel":
         return {}
-    return {"labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)}
+    ignored = (batch["attention_mask"] == 0) | (batch["input_ids"] == IMAGE)
+    return {"labels": batch["input_ids"].masked_fill(ignored, -100)}
 
 
 def wake_flamingo(model: PreTrainedModel) -> None:
