@@ -10,6 +10,7 @@ B.1.5. RICES, the selection of similar examples: Yang et al., 2021 (PICa).
 """
 
 import copy
+import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class FewShotPrompt:
 
     Args:
         text (`str`): Solved examples, and the query up to where its answer is due.
-        images (`list`): One for each image token of `text`.
+        images (`list`): One for each image token of `text`, the query's last.
         examples (`list[int]`): Which examples of the support set these are, the nearest to the query last.
     """
 
@@ -71,6 +72,9 @@ class FewShotEvaluator:
             Ends a generated answer; `None` leaves it to the model's own end-of-sequence tokens.
         batch_size (`int`, defaults to 8):
             Prompts in a batch.
+        max_cached_images (`int`, defaults to 2048):
+            Of models that read `image_embeds` (Flamingo), so many support images are encoded once a call; others
+            encode the images of every prompt.
         max_new_tokens (`int`, defaults to 20), num_beams (`int`, defaults to 3):
             For `generate`.
         seed (`int`, defaults to 0):
@@ -102,6 +106,7 @@ class FewShotEvaluator:
         embed_images: Callable[[list], torch.Tensor] | None = None,
         end_of_chunk_token: str | None = "<|endofchunk|>",
         batch_size: int = 8,
+        max_cached_images: int = 2048,
         max_new_tokens: int = 20,
         num_beams: int = 3,
         seed: int = 0,
@@ -124,18 +129,23 @@ class FewShotEvaluator:
         self.embed_images = embed_images or self._embed_by_model
         self.end_of_chunk_token = end_of_chunk_token
         self.batch_size = batch_size
+        self.max_cached_images = max_cached_images
         self.max_new_tokens = max_new_tokens
         self.num_beams = num_beams
         self.seed = seed
         self._support_vectors: torch.Tensor | None = None
+        self._takes_embeds = "image_embeds" in inspect.signature(model.forward).parameters
+        self._embeds: dict[int | str, torch.Tensor] = {}  # of support examples, and of the zeroed image
 
     # Selecting and writing ------------------------------------------------------------------------------------------
 
+    def _pixels(self, images: list) -> torch.Tensor:
+        return self.processor(images=[images], return_tensors="pt")["pixel_values"][0]  # [N, (F,) C, H, W]
+
     @torch.no_grad()
     def _embed_by_model(self, images: list) -> torch.Tensor:
-        pixels = self.processor(images=[images], return_tensors="pt")["pixel_values"][0]  # [N, (F,) C, H, W]
-        features = self.model.get_image_features(pixel_values=pixels[:, None].to(self.model.device))
-        tokens = features.last_hidden_state  # [N * F, V, D]
+        pixels = self._pixels(images)[:, None].to(self.model.device)
+        tokens = self.model.get_image_features(pixel_values=pixels).last_hidden_state  # [N * F, V, D]
         return tokens.unflatten(0, (len(images), -1)).flatten(1, 2).float().mean(dim=1).cpu()  # [N, D]
 
     def _vectors(self, rows: Sequence[Mapping[str, Any]]) -> torch.Tensor:
@@ -191,16 +201,47 @@ class FewShotEvaluator:
         return [self.prompt(query, examples, shots > 0) for query, examples in zip(queries, chosen)]
 
     def _inputs(self, prompts: Sequence[FewShotPrompt], blind: bool) -> dict[str, torch.Tensor]:
-        inputs = self.processor(
-            images=[prompt.images for prompt in prompts],
-            text=[prompt.text for prompt in prompts],
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-        ).to(self.model.device)
+        settings = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
+        texts = [prompt.text for prompt in prompts]
+        if self._takes_embeds:
+            inputs = self.processor(text=texts, **settings).to(self.model.device)
+            return {**inputs, **self._image_embeds(prompts, blind)}
+        inputs = self.processor(images=[prompt.images for prompt in prompts], text=texts, **settings)
+        inputs = inputs.to(self.model.device)
         if blind:
             inputs["pixel_values"] = torch.zeros_like(inputs["pixel_values"])
         return inputs
+
+    def _encode(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+        """What the language model sees of each of the images `[N, (F,) C, H, W]`."""
+        encoded = self.model.get_image_features(pixel_values=pixels[:, None].to(self.model.device)).pooler_output
+        return list(encoded.squeeze(1).unbind())
+
+    def _image_embeds(self, prompts: Sequence[FewShotPrompt], blind: bool) -> dict[str, torch.Tensor]:
+        """Embeddings of the prompts' images, each support image encoded when it is first needed."""
+        lengths = [len(prompt.images) for prompt in prompts]
+        mask = torch.tensor([[1] * length + [0] * (max(lengths) - length) for length in lengths])
+        if blind:
+            if "zeroed" not in self._embeds:
+                pixels = self._pixels(prompts[0].images[-1:])
+                self._embeds["zeroed"] = self._encode(torch.zeros_like(pixels))[0]
+            embeds = self._embeds["zeroed"].expand(*mask.shape, -1, -1)  # [B, M, R, D]
+        else:
+            if len(self._embeds) > self.max_cached_images:
+                self._embeds.clear()
+            shown = [prompt.examples if length > 1 else [] for prompt, length in zip(prompts, lengths)]
+            needed = sorted({place for row in shown for place in row} - set(self._embeds))
+            for start in range(0, len(needed), self.batch_size):
+                places = needed[start : start + self.batch_size]
+                pixels = self._pixels([self.support[place][self.image_column] for place in places])
+                self._embeds.update(zip(places, self._encode(pixels)))
+            queries = self._encode(self._pixels([prompt.images[-1] for prompt in prompts]))
+            rows = [
+                torch.stack([*(self._embeds[place] for place in row), query]) for row, query in zip(shown, queries)
+            ]
+            embeds = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # [B, M, R, D]
+        embeds = {"image_embeds": embeds}
+        return embeds if mask.all() else {**embeds, "image_mask": mask.to(self.model.device)}
 
     def _batches(self, prompts: Sequence[FewShotPrompt], what: str) -> list[Sequence[FewShotPrompt]]:
         starts = range(0, len(prompts), self.batch_size)
@@ -229,6 +270,7 @@ class FewShotEvaluator:
         settings["pad_token_id"] = self.processor.tokenizer.pad_token_id
         answers = []
         self.model.eval()
+        self._embeds.clear()  # the model may have been trained since
         for batch in self._batches(self.prompts(queries, shots), f"{shots}-shot"):
             inputs = self._inputs(batch, blind)
             written = self.model.generate(**inputs, **{**settings, **generate_kwargs})
@@ -263,6 +305,7 @@ class FewShotEvaluator:
             `torch.Tensor` `[Q, C]`, on the CPU in float32; the best answer is its argmax.
         """
         self.model.eval()
+        self._embeds.clear()
         chosen = self.select(queries, shots or self.zero_shot_examples)
         total = torch.zeros(len(queries), len(candidates))
         for order in range(permutations):
