@@ -1,8 +1,8 @@
 """Every format of published checkpoints is read without its framework, and nothing in a file is ever run.
 
 `golden/containers` holds files that TensorFlow, flax and torch wrote. Their checksums were taken with an independent
-first version of these readers; neither those frameworks nor the package that the DALL-E file's pickled module comes from
-are installed here.
+first version of these readers; neither those frameworks nor the package that the pickled module of the DALL-E file
+comes from are installed here.
 """
 
 import argparse
