@@ -169,8 +169,9 @@ class FlamingoMediaLayer(CacheLayerMixin):
             self.reset()
             return
         last = numbers[:, -1:]  # [B, 1]
-        held = (self.slots == last).any(dim=1, keepdim=True)
-        if ((last > 0) & (last < self.slots.amax(dim=1, keepdim=True)) & ~held).any():
+        is_held = (self.slots == last).any(dim=1, keepdim=True)
+        is_replaced = (self.slots > last).any(dim=1, keepdim=True) & ~is_held
+        if (is_replaced & (last > 0)).any():
             raise ValueError(
                 "The cache keeps the keys and values of the last image only, and cannot be cropped to before it: "
                 "compute the shorter prefix again (or deep-copy the cache before the image is read)."
@@ -885,7 +886,7 @@ class FlamingoModel(FlamingoPreTrainedModel):
                     f"media_index has one image number for each token: expected shape {(batch, length)}, "
                     f"got {tuple(media_index.shape)}."
                 )
-            steps = media_index
+            steps = media_index if past is None else media_index - past.numbers[:, -1:]
         # CODEPATH: no token for images where media_index says everything
         elif inputs.ndim == 2 and self.config.image_token_id is not None:
             steps = (inputs == self.config.image_token_id).cumsum(dim=1)  # [B, T]
@@ -1427,6 +1428,14 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
         if model_kwargs.get("past_key_values") is not None:
             # From the start, since a cache of Mamba's kind does not count tokens itself
             FlamingoMediaLayer.of(model_kwargs["past_key_values"], create=True)
+
+    def _get_candidate_generator(self, *args, model_kwargs: dict, assistant_model=None, **kwargs):
+        if not isinstance(assistant_model, FlamingoForConditionalGeneration):  # it drafts from the text alone
+            images = ("image_embeds", "image_mask", "media_index")
+            model_kwargs = {name: value for name, value in model_kwargs.items() if name not in images}
+        return super()._get_candidate_generator(
+            *args, model_kwargs=model_kwargs, assistant_model=assistant_model, **kwargs
+        )
 
     def prepare_inputs_for_generation(
         self,
