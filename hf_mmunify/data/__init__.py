@@ -2,3 +2,4 @@
 
 from .digit_scenes import VOCABULARY, DigitScenes, PlacedDigit, Scene, load_digit_scenes
 from .interleaved import InterleavedCollator, InterleavedDocument
+from .sources import load_rows

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from transformers.image_utils import load_image
 
 
 @dataclass
@@ -248,13 +249,12 @@ class InterleavedCollator:
 
     def _filtered(self, document: InterleavedDocument) -> InterleavedDocument:
         """The document without the images that are too small or too narrow, and without their tokens."""
-        kept = [self._is_usable(media) for media in document.media]
-        if all(kept):
-            return document
+        loaded = [load_image(media) if isinstance(media, str) else media for media in document.media]
+        kept = [self._is_usable(media) for media in loaded]
         first, *rest = document.text.split(self.image_token)
         text = first + "".join((self.image_token if keep else "") + words for keep, words in zip(kept, rest))
-        media = [media for media, keep in zip(document.media, kept) if keep]
-        return InterleavedDocument(text, media, document.is_pair, counts=not document.is_pair)
+        media = [media for media, keep in zip(loaded, kept) if keep]
+        return InterleavedDocument(text, media, document.is_pair, counts=bool(media) or not document.is_pair)
 
     def _is_usable(self, media: Any) -> bool:
         frame = media[0] if _is_video(media) else media
