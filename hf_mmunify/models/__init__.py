@@ -1,0 +1,1 @@
+"""One folder for each architecture: configuration, modeling, and processing where it has its own."""
