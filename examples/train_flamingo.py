@@ -13,7 +13,7 @@ On one GPU, or on the CPU:
     python examples/train_flamingo.py \
         --language_model_name_or_path facebook/opt-125m \
         --vision_model_name_or_path openai/clip-vit-base-patch32 \
-        --output_dir runs/flamingo --max_steps 1000 --warmup_steps 100
+        --output_dir runs/flamingo
 
 Adapters of a billion parameters on many GPUs, in bfloat16 with the frozen parts in half precision:
 
@@ -103,12 +103,12 @@ class DataArguments:
 
 @dataclass
 class Arguments(TrainingArguments):
-    """`TrainingArguments` with the paper's defaults."""
+    """`TrainingArguments` with the paper's settings, for a run of a thousand updates instead of 500,000."""
 
     output_dir: str = "runs/flamingo"
     learning_rate: float = 1e-4
     lr_scheduler_type: str = "constant_with_warmup"
-    warmup_steps: float = 5000
+    warmup_steps: float = 100  # the paper: 5000
     weight_decay: float = 0.1
     max_steps: int = 1000
     per_device_train_batch_size: int = 1  # one item of the mixture, of as many rows as the data arguments say
