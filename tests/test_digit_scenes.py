@@ -137,14 +137,14 @@ def test_the_first_examples_have_not_changed():
     scenes = DigitScenes("test")
     assert scenes.caption(2)["caption"] == "a green nine and a yellow three and a white two"
     assert scenes.retrieval(0)["caption"] == "a yellow three and a blue two"
-    assert texts(scenes.vqa(1)) == ["where is the one seen from the four?", "below"]
-    assert scenes.reasoning(0)["statement"] == "the right image has a two"
+    assert texts(scenes.vqa(1)) == ["what digit is left of the others?", "three"]
+    assert scenes.reasoning(0)["statement"] == "the right image has more digits than the left image"
     assert scenes.entailment(0)["hypothesis"] == "there is a white three"
     assert scenes.video(0)["caption"] == "a green four moving down"
     assert scenes.interleaved(0)["text"] == (
-        "<image>output: a red seven<|endofchunk|>"
-        "<image>question: what digit is blue? answer: four<|endofchunk|>"
-        "<image>question: where is the zero seen from the six? answer: left<|endofchunk|>"
+        "<image>output: a white one and a green nine<|endofchunk|>"
+        "<image>question: what color is the five? answer: white<|endofchunk|>"
+        "<image>question: what digit is below the others? answer: one<|endofchunk|>"
     )
 
 
@@ -292,11 +292,12 @@ def check_answer(cells, question, answer):
     if question == "how many digits are there?":
         assert DIGITS.index(answer) == len(cells)
         return "count"
-    one, other = re.fullmatch(r"where is the (\w+) seen from the (\w+)\?", question).groups()
-    centers = {digit: (8 * (cell % 3) + 4, 8 * (cell // 3) + 4) for cell, (_, digit, _) in cells.items()}
-    (x, y), (other_x, other_y) = centers[DIGITS.index(one)], centers[DIGITS.index(other)]
-    assert (x == other_x) != (y == other_y)  # in one row or one column, so that one word is right
-    assert {"left": x < other_x, "right": x > other_x, "above": y < other_y, "below": y > other_y}[answer]
+    relation = re.fullmatch(r"what digit is (left of|right of|above|below) the others\?", question)[1]
+    centers = {DIGITS[digit]: (8 * (cell % 3) + 4, 8 * (cell // 3) + 4) for cell, (_, digit, _) in cells.items()}
+    x, y = centers.pop(answer)
+    assert centers
+    for other_x, other_y in centers.values():
+        assert {"left of": x < other_x, "right of": x > other_x, "above": y < other_y, "below": y > other_y}[relation]
     return "relation"
 
 
@@ -337,14 +338,10 @@ def test_statements_are_true_or_false_as_labelled(test, read):
         sides = {side: read(image) for side, image in zip(("left", "right"), example["images"])}
         statement = example["statement"]
 
-        def has(side, what, sides=sides):
-            return any(what in (color, DIGITS[digit]) for color, digit, _ in sides[side].values())
-
-        if found := re.fullmatch(r"the (left|right) image has an? (\w+)( digit)?", statement):
-            kind, truth = "one", has(found[1], found[2])
-        elif found := re.fullmatch(r"both images have an? (\w+)( digit)?", statement):
-            kind, truth = "both", has("left", found[1]) and has("right", found[1])
-            assert has("left", found[1]) or has("right", found[1])
+        if found := re.fullmatch(r"both images have a (\w+) digit", statement):
+            shown = [any(color == found[1] for color, _, _ in cells.values()) for cells in sides.values()]
+            kind, truth = "both", all(shown)
+            assert any(shown)
         else:
             one, other = re.fullmatch(r"the (\w+) image has more digits than the (\w+) image", statement).groups()
             kind, truth = "more", len(sides[one]) > len(sides[other])
@@ -489,7 +486,7 @@ def test_text_is_the_language_of_the_documents(train):
         kinds[text[: text.index(":")]] += 1
         shared += tuple(words(text)) in documents
         assert re.fullmatch(
-            r"output: a \w+ \w+( and a \w+ \w+){0,3}|question: (what|how|where) [a-z ]+\? answer: \w+|label: \w+", text
+            r"output: a \w+ \w+( and a \w+ \w+){0,3}|question: (what|how) [a-z ]+\? answer: \w+|label: \w+", text
         )
     assert kinds["output"] > 0.4 * SIZE and kinds["question"] > 0.4 * SIZE and kinds["label"] > 0.05 * SIZE
     assert shared > 0.3 * SIZE
@@ -523,11 +520,11 @@ def test_answers_are_balanced(monkeypatch):
     vqa = scenes.examples("vqa", 4 * SIZE)
     assert np.ptp(shares([example["type"] for example in vqa])) < 0.03
     answers = {kind: [example["answer"] for example in vqa if example["type"] == kind] for kind in QUESTION_TYPES}
-    for kind, number in (("color", 5), ("digit", 10), ("count", 4), ("relation", 4)):
+    for kind, number in (("color", 5), ("digit", 10), ("count", 4), ("relation", 10)):
         share = shares(answers[kind])
         assert len(share) == number and np.abs(share - 1 / number).max() < 0.03, kind
     reasoning = scenes.examples("reasoning", 4 * SIZE)
-    for kind in ("one", "both", "more"):
+    for kind in ("both", "more"):
         assert abs(np.mean([example["label"] for example in reasoning if example["type"] == kind]) - 0.5) < 0.03
     for task, number in (("entailment", 3), ("video", 8)):
         share = shares([example["label"] for example in scenes.examples(task, SIZE)])
@@ -535,14 +532,14 @@ def test_answers_are_balanced(monkeypatch):
 
 
 BLIND = {  # task and options, what a blind model reads, what it must say, and chance for each type of example
-    "vqa": ({}, "question", "answer", {"color": 1 / 5, "digit": 1 / 10, "count": 1 / 4, "relation": 1 / 4}),
-    "reasoning": ({}, "statement", "label", {"one": 1 / 2, "both": 1 / 2, "more": 1 / 2}),
+    "vqa": ({}, "question", "answer", {"color": 1 / 5, "digit": 1 / 10, "count": 1 / 4, "relation": 1 / 10}),
+    "reasoning": ({}, "statement", "label", {"both": 1 / 2, "more": 1 / 2}),
     "entailment": ({}, "hypothesis", "label", {None: 1 / 3}),
     "interleaved vqa": (
         {"kind": "vqa"},
         "prompt",
         "answer",
-        {"color": 1 / 5, "digit": 1 / 10, "count": 1 / 4, "relation": 1 / 4},
+        {"color": 1 / 5, "digit": 1 / 10, "count": 1 / 4, "relation": 1 / 10},
     ),
     "interleaved rule": ({"kind": "rule"}, "prompt", "answer", {"color": 1 / 5, "digit": 1 / 10}),
 }
@@ -577,7 +574,7 @@ def test_no_shot_has_the_answer(test):
                 question, answer = shot.rsplit(": ", 1)
                 if not alike or set(words(question)[:4]) == set(words(example["prompt"].rsplit(IMAGE_TOKEN)[-1])[:4]):
                     hits.setdefault(example["type"], []).append(answer == example["answer"])
-        expected = {"color": 1 / 5, "digit": 1 / 10, "count": 1 / 4, "relation": 1 / 4, "caption": 1 / 80}
+        expected = {"color": 1 / 5, "digit": 1 / 10, "count": 1 / 4, "relation": 1 / 10, "caption": 1 / 80}
         for answer_type, found in hits.items():
             assert np.mean(found) < chance(expected[answer_type], len(found)), (kind, answer_type)
 
@@ -663,10 +660,17 @@ def test_a_scene_can_be_composed(read):
     assert {read(scenes.compose({0: ("red", 7)}, index).render())[0][2] for index in range(200)} == set(
         _sources("validation")[7].tolist()
     )
-    assert scene.relation(scene.objects[0], scene.objects[1]) is None
-    assert scenes.compose({2: ("red", 7), 8: ("white", 0)}).question("relation", np.random.default_rng(0)) in (
-        ("where is the seven seen from the zero?", "above"),
-        ("where is the zero seen from the seven?", "below"),
+    assert [scene.outermost(relation) for relation in ("above", "below", "left of", "right of")] == [
+        scene.objects[0],
+        scene.objects[2],
+        scene.objects[1],
+        scene.objects[2],
+    ]
+    pair = scenes.compose({2: ("red", 7), 8: ("white", 0)})
+    assert pair.outermost("left of") is None
+    assert pair.question("relation", np.random.default_rng(0)) in (
+        ("what digit is above the others?", "seven"),
+        ("what digit is below the others?", "zero"),
     )
     assert scene.question("count", np.random.default_rng(0)) == ("how many digits are there?", "three")
     turned = Scene([PlacedDigit(0, "red", 4, 4, 12, angle=45), PlacedDigit(1, "blue", 16, 0, covered=True)])

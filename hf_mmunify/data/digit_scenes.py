@@ -32,7 +32,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise, permutations
+from itertools import pairwise, product
 from typing import Any, Literal, get_args, overload
 
 import numpy as np
@@ -82,26 +82,17 @@ RULE_PROMPT = "label:"
 VOCABULARY: tuple[str, ...] = (
     *COLORS,
     *DIGITS,
-    *(
-        "?",
-        ":",
-        "a",
-        "above",
-        "an",
-        "and",
-        "answer",
-        "are",
-        "below",
-        "both",
-        "color",
-        "digit",
-        "digits",
-        "down",
-        "from",
-    ),
-    *("growing", "has", "have", "how", "image", "images", "is", "label", "left", "many", "more", "moving", "output"),
-    *("question", "right", "seen", "shrinking", "than", "the", "there", "turning", "up", "what", "where"),
+    *("?", ":", "a", "above", "and", "answer", "are", "below", "both", "color", "digit", "digits", "down"),
+    *("growing", "has", "have", "how", "image", "images", "is", "label", "left", "many", "more", "moving"),
+    *("of", "others", "output", "question", "right", "shrinking", "than", "the", "there", "turning", "up", "what"),
 )
+
+RELATIONS: dict[str, tuple[int, int]] = {  # row (0) or column (1), and the sign that makes the outermost the smallest
+    "left of": (1, 1),
+    "right of": (1, -1),
+    "above": (0, 1),
+    "below": (0, -1),
+}
 
 _FORMS = {"train": (0, 1157), "validation": (1157, 1415), "test": (1415, 1797)}  # where a writer's form begins
 _GRID = 3
@@ -279,14 +270,14 @@ class Scene:
             colors[self.cell(thing)] = list(COLORS).index(thing.color)
         return digits, colors
 
-    def relation(self, one: PlacedDigit, other: PlacedDigit) -> str | None:
-        """Where `one` is from `other`: "left" or "right" in the same row, "above" or "below" in the same column."""
-        (row, column), (other_row, other_column) = (divmod(self.cell(thing), _GRID) for thing in (one, other))
-        if row == other_row and column != other_column:
-            return "left" if column < other_column else "right"
-        if column == other_column and row != other_row:
-            return "above" if row < other_row else "below"
-        return None
+    def outermost(self, relation: str) -> PlacedDigit | None:
+        """The visible object that is "left of", "right of", "above" or "below" all others, if a single one is."""
+        _check_choice("relation", relation, tuple(RELATIONS))
+        axis, sign = RELATIONS[relation]
+        places = [sign * divmod(self.cell(thing), _GRID)[axis] for thing in self.visible]
+        if len(places) < 2 or places.count(min(places)) > 1:
+            return None
+        return self.visible[places.index(min(places))]
 
     def question(self, question_type: QuestionType, rng: np.random.Generator) -> tuple[str, str]:
         """A question about the visible objects, and its answer, a single word.
@@ -294,38 +285,32 @@ class Scene:
         Args:
             question_type (`str`): One of
                 "color" ("what color is the seven?"), "digit" ("what digit is red?"), "count" ("how many digits are
-                there?") and "relation" ("where is the seven seen from the three?": left, right, above or below).
-            rng (`np.random.Generator`): Draws which objects are asked about.
+                there?") and "relation" ("what digit is left of the others?", or right of, above, below).
+            rng (`np.random.Generator`): Draws which object is asked about.
 
         Raises:
             ValueError: the type is unknown, or the scene has nothing to ask about.
         """
         _check_choice("question_type", question_type, QUESTION_TYPES)
-        objects = [(thing,) for thing in self.visible]
+        if question_type == "count":
+            return "how many digits are there?", DIGITS[len(self.visible)]
         if question_type == "relation":
-            objects = [pair for pair in permutations(self.visible, 2) if self.relation(*pair)]
-        if not objects and question_type != "count":
-            needed = "two objects in one row or column" if question_type == "relation" else "an object"
+            asked = [(relation, self.outermost(relation)) for relation in RELATIONS]
+            asked = [(relation, thing) for relation, thing in asked if thing is not None]
+        else:
+            asked = [(question_type, thing) for thing in self.visible]
+        if not asked:
+            needed = "one object on one side of all others" if question_type == "relation" else "an object"
             raise ValueError(
                 f"A question of type '{question_type}' needs {needed}; this scene of {len(self.visible)} visible "
                 "objects has none. Ask another question or add objects."
             )
-        if question_type == "count":
-            return "how many digits are there?", DIGITS[len(self.visible)]
-        one, *other = objects[rng.integers(len(objects))]
+        what, thing = asked[rng.integers(len(asked))]
         if question_type == "color":
-            return f"what color is the {DIGITS[one.digit]}?", one.color
+            return f"what color is the {DIGITS[thing.digit]}?", thing.color
         if question_type == "digit":
-            return f"what digit is {one.color}?", DIGITS[one.digit]
-        return f"where is the {DIGITS[one.digit]} seen from the {DIGITS[other[0].digit]}?", self.relation(one, *other)
-
-
-def _settle(order: np.ndarray, item: int, wanted: bool, count: int, rng: np.random.Generator) -> None:
-    """Swap `item` into the first `count` places of a permutation, or out of them, unless it is as wanted."""
-    place = int(np.flatnonzero(order == item)[0])
-    if (place < count) != wanted:
-        other = rng.integers(count) if wanted else rng.integers(count, len(order))
-        order[[place, other]] = order[[other, place]]
+            return f"what digit is {thing.color}?", DIGITS[thing.digit]
+        return f"what digit is {what} the others?", DIGITS[thing.digit]
 
 
 def _draw_other(rng: np.random.Generator, things: Iterable[Any], taken: Set[Any]) -> Any:
@@ -423,28 +408,14 @@ class DigitScenes:
             objects.append(PlacedDigit(source, names[color], x, y, size))
         return Scene(objects, self.image_size)
 
-    def _scene(
-        self,
-        rng: np.random.Generator,
-        count: int,
-        digit: int | None = None,
-        color: int | None = None,
-        wanted: bool = True,
-        aligned: bool = False,
-    ) -> Scene:
-        """A random scene of `count` objects.
-
-        It shows, or (`wanted=False`) does not show, a given digit and color; `aligned`, it has two objects in a line.
-        """
+    def _scene(self, rng: np.random.Generator, count: int, color: int | None = None, wanted: bool = True) -> Scene:
+        """A random scene of `count` objects that has, or (`wanted=False`) has not, a given color."""
         digits, colors, cells = rng.permutation(len(DIGITS)), rng.permutation(len(COLORS)), rng.permutation(_GRID**2)
-        if digit is not None:
-            _settle(digits, digit, wanted, count, rng)
         if color is not None:
-            _settle(colors, color, wanted, count, rng)
-        if aligned:
-            row, column = divmod(int(cells[0]), _GRID)
-            line = [cell for cell in range(_GRID**2) if (cell // _GRID == row) != (cell % _GRID == column)]
-            _settle(cells[1:], line[rng.integers(len(line))], True, 1, rng)
+            place = int(np.flatnonzero(colors == color)[0])
+            if (place < count) != wanted:
+                other = rng.integers(count) if wanted else rng.integers(count, len(COLORS))
+                colors[[place, other]] = colors[[other, place]]
         return self._place(digits[:count], colors[:count], cells[:count], rng)
 
     def _ask(self, rng: np.random.Generator) -> tuple[Scene, str, str, str]:
@@ -452,8 +423,10 @@ class DigitScenes:
         if "relation" in self.question_types:
             self._need_objects(2, "A question of type 'relation'", "Or leave 'relation' out of `question_types`.")
         question_type = self.question_types[rng.integers(len(self.question_types))]
-        aligned = question_type == "relation"
-        scene = self._scene(rng, self._count(rng, 2 if aligned else 1), aligned=aligned)
+        count = self._count(rng, 2 if question_type == "relation" else 1)
+        scene = self._scene(rng, count)
+        while question_type == "relation" and not any(map(scene.outermost, RELATIONS)):
+            scene = self._scene(rng, count)  # four digits in the corners, say: none is on one side of all others
         return scene, *scene.question(question_type, rng), question_type
 
     def compose(self, cells: Mapping[int, tuple[str, int]], index: int = 0) -> Scene:
@@ -510,29 +483,22 @@ class DigitScenes:
     def reasoning(self, index: int) -> dict[str, Any]:
         """`images` [2, H, W, 3] (left, right), `statement`, `label` (1 if it is true) and `type` of statement:
 
-        "one" ("the left image has a seven", "... has a red digit"), "both" ("both images have a red digit"; where
-        false, one of them has) and "more" ("the left image has more digits than the right image").
+        "more" ("the left image has more digits than the right image", or the reverse) and "both" ("both images have a
+        red digit"; where that is false, one of them has).
         """
         self._need_objects(2, "The task 'reasoning'", "Its statements compare numbers of digits.")
         rng = self._rng("reasoning", index)
-        statement_type, label = ("one", "both", "more")[rng.integers(3)], int(rng.integers(2))
-        side, shown = int(rng.integers(2)), rng.random() < 0.5
-        names = ("left", "right")
+        statement_type, label = ("more", "both")[rng.integers(2)], int(rng.integers(2))
+        side, color = int(rng.integers(2)), int(rng.integers(len(COLORS)))
         if statement_type == "more":
-            pairs = [(a, b) for a in range(1, self.max_objects + 1) for b in range(1, self.max_objects + 1)]
-            pairs = [(a, b) for a, b in pairs if (a > b) == label]
-            scenes = [self._scene(rng, count) for count in pairs[rng.integers(len(pairs))]]
-            statement = f"the {names[side]} image has more digits than the {names[1 - side]} image"
+            counts = product(range(1, self.max_objects + 1), repeat=2)
+            counts = [pair for pair in counts if (pair[0] > pair[1]) == label]
+            scenes = [self._scene(rng, count) for count in counts[rng.integers(len(counts))]]
+            one, other = ("left", "right") if side == 0 else ("right", "left")
+            statement = f"the {one} image has more digits than the {other} image"
         else:
-            other = shown if statement_type == "one" else True
-            digit, color = int(rng.integers(len(DIGITS))), int(rng.integers(len(COLORS)))
-            is_digit = rng.random() < 0.5
-            what = f"{'an' if digit == 8 else 'a'} {DIGITS[digit]}" if is_digit else f"a {list(COLORS)[color]} digit"
-            target = {"digit": digit} if is_digit else {"color": color}
-            scenes = [self._scene(rng, self._count(rng), wanted=wanted, **target) for wanted in (bool(label), other)]
-            statement = (
-                f"the {names[side]} image has {what}" if statement_type == "one" else f"both images have {what}"
-            )
+            scenes = [self._scene(rng, self._count(rng), color, wanted) for wanted in (True, bool(label))]
+            statement = f"both images have a {list(COLORS)[color]} digit"
         images = np.stack([scene.render() for scene in (scenes if side == 0 else scenes[::-1])])  # [2, H, W, 3]
         return {"images": images, "statement": statement, "label": label, "type": statement_type}
 
@@ -818,7 +784,7 @@ def load_digit_scenes(
     | "cells" | image, digits [9], colors [9] | most cells are empty |
     | "caption" | image, caption | exact match under 0.01 |
     | "retrieval" | image, caption (unique) | recall@1 of 1 in `size` |
-    | "vqa" | image, question, answer, type | color 1/5, digit 1/10, count 1/4, relation 1/4 |
+    | "vqa" | image, question, answer, type | color 1/5, digit 1/10, count 1/4, relation 1/10 |
     | "reasoning" | images [2], statement, label, type | 1/2 |
     | "entailment" | image, hypothesis, label | 1/3 |
     | "video" | video [num_frames], label, caption | 1/8 |
@@ -879,6 +845,7 @@ __all__ = [
     "IMAGE_TOKEN",
     "QUESTION_PROMPT",
     "QUESTION_TYPES",
+    "RELATIONS",
     "RULE_PROMPT",
     "TASKS",
     "TASK_OPTIONS",
