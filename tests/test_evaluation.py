@@ -212,6 +212,7 @@ def test_blind_answers_do_not_depend_on_the_images(support, queries):
 def test_generation_stops_at_the_end_of_the_chunk(support, queries):
     """The model is made to write "red blue<|endofchunk|>": nothing after it is part of the answer."""
     made = evaluator(support, num_beams=1, max_new_tokens=8)
+    made.model.generation_config.eos_token_id = None  # as of a model that does not know where a chunk ends
     tokenizer = made.processor.tokenizer
     script = tokenizer.convert_tokens_to_ids(["red", "blue", "<|endofchunk|>", "yes", "no"])
     prompts = made.prompts(queries, 2)
