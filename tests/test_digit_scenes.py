@@ -239,6 +239,14 @@ def test_scales_differ_in_pixels_only(task):
                 assert value == large[name]
 
 
+def test_digits_stay_in_their_cells_at_every_scale():
+    captions = [example["caption"] for example in DigitScenes().examples("caption", 40)]
+    for image_size in (*range(25, 50), 224):
+        scenes = DigitScenes(image_size=image_size)
+        assert [example["caption"] for example in scenes.examples("caption", 40)] == captions
+        scenes.examples("video", 8)  # raises where a frame would leave the canvas
+
+
 # Handwriting.
 
 

@@ -30,7 +30,7 @@ import io
 import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise, product
 from typing import Any, Literal, get_args, overload
@@ -385,9 +385,9 @@ class DigitScenes:
     def _count(self, rng: np.random.Generator, least: int = 1) -> int:
         return int(rng.integers(least, self.max_objects + 1))
 
-    def _need_objects(self, least: int, what: str, advice: str) -> None:
-        if self.max_objects < least:
-            raise ValueError(f"{what} needs `max_objects` of {least} or more; got {self.max_objects}. {advice}")
+    def _need_two_objects(self, what: str, advice: str) -> None:
+        if self.max_objects < 2:
+            raise ValueError(f"{what} needs `max_objects` of 2 or more; got {self.max_objects}. {advice}")
 
     def _place(
         self, digits: Sequence[int], colors: Sequence[int], cells: Sequence[int], rng: np.random.Generator
@@ -421,7 +421,7 @@ class DigitScenes:
     def _ask(self, rng: np.random.Generator) -> tuple[Scene, str, str, str]:
         """A random scene with question, answer and type of question."""
         if "relation" in self.question_types:
-            self._need_objects(2, "A question of type 'relation'", "Or leave 'relation' out of `question_types`.")
+            self._need_two_objects("A question of type 'relation'", "Or leave 'relation' out of `question_types`.")
         question_type = self.question_types[rng.integers(len(self.question_types))]
         count = self._count(rng, 2 if question_type == "relation" else 1)
         scene = self._scene(rng, count)
@@ -486,7 +486,7 @@ class DigitScenes:
         "more" ("the left image has more digits than the right image", or the reverse) and "both" ("both images have a
         red digit"; where that is false, one of them has).
         """
-        self._need_objects(2, "The task 'reasoning'", "Its statements compare numbers of digits.")
+        self._need_two_objects("The task 'reasoning'", "Its statements compare numbers of digits.")
         rng = self._rng("reasoning", index)
         statement_type, label = ("more", "both")[rng.integers(2)], int(rng.integers(2))
         side, color = int(rng.integers(2)), int(rng.integers(len(COLORS)))
@@ -509,15 +509,12 @@ class DigitScenes:
         digit or the seven in another color, as neither occurs twice, and is open (1) otherwise: it could lie under
         the card. The scene is drawn without regard to the label, so that the image alone does not give it away.
         """
-        self._need_objects(2, "The task 'entailment'", "A card covers one object, and another must be visible.")
+        self._need_two_objects("The task 'entailment'", "A card covers one object, and another must be visible.")
         rng = self._rng("entailment", index)
         label = int(rng.integers(len(ENTAILMENT_LABELS)))
         scene = self._scene(rng, self._count(rng, 2))
         covered = int(rng.integers(len(scene.objects)))
-        objects = [
-            PlacedDigit(thing.source, thing.color, thing.x, thing.y, thing.size, covered=at == covered)
-            for at, thing in enumerate(scene.objects)
-        ]
+        objects = [replace(thing, covered=at == covered) for at, thing in enumerate(scene.objects)]
         scene = Scene(objects, self.image_size)
         one = scene.visible[rng.integers(len(scene.visible))]
         color, digit = one.color, one.digit
