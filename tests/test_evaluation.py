@@ -25,7 +25,7 @@ from hf_mmunify.models.flamingo import FlamingoProcessor
 
 
 TEMPLATE = "<image>question: {question} answer: {answer}<|endofchunk|>"
-CANDIDATES = ["red", "blue", "a red seven", "a red seven and a blue one", "yes"]
+CANDIDATES = ["red", "blue", "a red seven", "a red seven and a blue one", "six"]
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +214,7 @@ def test_generation_stops_at_the_end_of_the_chunk(support, queries):
     made = evaluator(support, num_beams=1, max_new_tokens=8)
     made.model.generation_config.eos_token_id = None  # as of a model that does not know where a chunk ends
     tokenizer = made.processor.tokenizer
-    script = tokenizer.convert_tokens_to_ids(["red", "blue", "<|endofchunk|>", "yes", "no"])
+    script = tokenizer.convert_tokens_to_ids(["red", "blue", "<|endofchunk|>", "green", "white"])
     prompts = made.prompts(queries, 2)
     longest = max(len(tokenizer(prompt.text).input_ids) for prompt in prompts)
     lengths = []
