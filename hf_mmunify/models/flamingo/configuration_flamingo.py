@@ -19,6 +19,29 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import auto_docstring
 
 
+_PAPER = {"cross_attention_head_dim": 128}  # the rest of the paper's shape is the default
+_OPENFLAMINGO = {
+    "cross_attention_num_heads": 8,
+    "cross_attention_head_dim": 64,
+    "cross_attention_media_norm": False,
+    "resampler_num_heads": 8,
+    "resampler_head_dim": 64,
+    "resampler_final_norm": True,
+    "resampler_num_frames": 0,
+    "hidden_act": "gelu",
+}
+
+FLAMINGO_PRESETS: dict[str, dict] = {
+    "flamingo-3b": {**_PAPER, "cross_attention_interval": 1, "cross_attention_num_heads": 16},
+    "flamingo-9b": {**_PAPER, "cross_attention_interval": 4, "cross_attention_num_heads": 32},
+    "flamingo-80b": {**_PAPER, "cross_attention_interval": 7, "cross_attention_num_heads": 64},
+    "openflamingo-3b": {**_OPENFLAMINGO, "cross_attention_interval": 1, "cross_attention_offset": 0},
+    "openflamingo-4b": {**_OPENFLAMINGO, "cross_attention_interval": 2, "cross_attention_offset": 1},
+    "openflamingo-9b": {**_OPENFLAMINGO, "cross_attention_interval": 4, "cross_attention_offset": 3},
+}
+"""Adapters by name: the paper's, for language models of 24, 40 and 80 layers, and those of OpenFlamingo's releases."""
+
+
 @auto_docstring(checkpoint="openflamingo/OpenFlamingo-3B-vitl-mpt1b")
 @strict
 class FlamingoConfig(PreTrainedConfig):
@@ -156,6 +179,23 @@ class FlamingoConfig(PreTrainedConfig):
                 f"got {self.cross_attention_offset}: no layer would see an image."
             )
 
+    @classmethod
+    def from_preset(cls, name: str, **fields) -> "FlamingoConfig":
+        """The config of a published adapter on parts of your choice.
+
+        Args:
+            name (`str`):
+                A key of `FLAMINGO_PRESETS`: "flamingo-3b", "flamingo-9b", "flamingo-80b", or OpenFlamingo's.
+            fields:
+                `text_config`, `vision_config` and any other field; they take precedence over the preset.
+
+        Raises:
+            ValueError: there is no preset of that name.
+        """
+        if name not in FLAMINGO_PRESETS:
+            raise ValueError(f"There is no preset {name!r}; there are {', '.join(FLAMINGO_PRESETS)}.")
+        return cls(**{**FLAMINGO_PRESETS[name], **fields})
+
     @property
     def decoder_config(self) -> PreTrainedConfig:
         """The part of `text_config` that describes the decoder: of a multimodal model, its text half."""
@@ -168,4 +208,4 @@ class FlamingoConfig(PreTrainedConfig):
         return list(range(self.cross_attention_offset, num_layers, self.cross_attention_interval))
 
 
-__all__ = ["FlamingoConfig"]
+__all__ = ["FLAMINGO_PRESETS", "FlamingoConfig"]
