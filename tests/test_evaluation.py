@@ -157,6 +157,14 @@ def test_a_prompt_is_read_once_for_all_candidates(support, queries):
     assert sum(images) == len(shown) + len(queries) < 5 * len(queries)
 
 
+def test_ranking_needs_a_cache(support, queries):
+    made = evaluator(support)
+    forward = made.model.forward
+    made.model.forward = lambda **inputs: forward(**{**inputs, "use_cache": False})
+    with pytest.raises(ValueError, match="but FlamingoForConditionalGeneration gave none: generate the answers"):
+        made.rank(queries, CANDIDATES, 1)
+
+
 def test_encoding_support_images_once_changes_nothing(support, queries):
     made = evaluator(support)
     expected = made.rank(queries, CANDIDATES, 3), made.rank(queries, CANDIDATES, 3, blind=True)

@@ -303,6 +303,9 @@ class FewShotEvaluator:
 
         Returns:
             `torch.Tensor` `[Q, C]`, on the CPU in float32; the best answer is its argmax.
+
+        Raises:
+            ValueError: when the model keeps no cache, as some recurrent language models.
         """
         self.model.eval()
         self._embeds.clear()
@@ -364,6 +367,11 @@ class FewShotEvaluator:
         first = outputs.logits[:, -1].float().log_softmax(dim=-1)  # [Q, V]
         scores = first.gather(1, tail[:, :, 0])[..., None]  # [Q, C, 1]
         if longest > 1:
+            if outputs.past_key_values is None:
+                raise ValueError(
+                    f"Ranking reads a prompt once and goes on from its cache, but {type(self.model).__name__} gave none: "
+                    "generate the answers (`candidates=None`), or use a language model with a cache."
+                )
             parts = [
                 self._continue(outputs.past_key_values, mask, positions[:, -1], *chunk)
                 for chunk in zip(tail.split(candidate_batch_size, dim=1), real.split(candidate_batch_size, dim=1))
