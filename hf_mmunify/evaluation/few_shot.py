@@ -369,8 +369,8 @@ class FewShotEvaluator:
         if longest > 1:
             if outputs.past_key_values is None:
                 raise ValueError(
-                    f"Ranking reads a prompt once and goes on from its cache, but {type(self.model).__name__} gave none: "
-                    "generate the answers (`candidates=None`), or use a language model with a cache."
+                    "Ranking reads a prompt once and goes on from its cache, but "
+                    f"{type(self.model).__name__} gave none: generate the answers (`candidates=None`), or use a language model with a cache."
                 )
             parts = [
                 self._continue(outputs.past_key_values, mask, positions[:, -1], *chunk)
