@@ -370,7 +370,8 @@ class FewShotEvaluator:
             if outputs.past_key_values is None:
                 raise ValueError(
                     "Ranking reads a prompt once and goes on from its cache, but "
-                    f"{type(self.model).__name__} gave none: generate the answers (`candidates=None`), or use a language model with a cache."
+                    f"{type(self.model).__name__} gave none: generate the answers "
+                    "(`candidates=None`), or use a language model with a cache."
                 )
             parts = [
                 self._continue(outputs.past_key_values, mask, positions[:, -1], *chunk)
