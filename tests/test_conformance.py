@@ -480,28 +480,29 @@ def test_4_bit_loads_answers_and_trains_a_lora(case, tmp_path):
     exact = answers(model, batch)
     model.save_pretrained(tmp_path)
     quantization = qlora_config(AutoConfig.from_pretrained(tmp_path))
-    small = case.auto.from_pretrained(tmp_path, quantization_config=quantization, device_map="cpu")
+    load = partial(case.auto.from_pretrained, tmp_path, quantization_config=quantization, device_map="cpu")
+    small = load()
     quantized = {name for name, module in small.named_modules() if type(module).__name__ == "Linear4bit"}
     assert quantized
     kept = [pattern.rpartition(")?")[2] for pattern in quantization.llm_int8_skip_modules]
     assert [name for name in quantized if set(name.split(".")) & set(kept)] == []
     untouched = {name for name, p in small.named_parameters() if p.dtype != torch.uint8}
     assert all(torch.equal(small.get_parameter(name), model.get_parameter(name)) for name in untouched)
-    assert 0 < distance({"": answers(small, batch)}, {"": exact}) < 0.7  # four bits a weight, and tiny layers
+    assert 0 < distance({"": answers(small, batch)}, {"": exact}) < 0.3  # four bits a weight, and tiny layers
     if issubclass(case.model_class, GenerationMixin):
         prompt = single(case, case.batch(), 0)
         assert (
             small.generate(**prompt, max_new_tokens=3, min_new_tokens=3).shape[1] == prompt["input_ids"].shape[1] + 3
         )
 
-    fresh = case.auto.from_pretrained(tmp_path, quantization_config=quantization, device_map="cpu")
+    fresh = load()  # on some CPUs no gradient passes 4-bit weights that have answered: `qlora_config`
     trained = get_peft_model(prepare_model_for_kbit_training(fresh), lora_config(fresh, r=4)).train()
     losses = trained_a_little(trained, batch)
     assert losses[-1] < losses[0]
+    assert all(p.abs().max() > 0 for name, p in trained.named_parameters() if "lora_B" in name)  # gradients pass them
     expected = answers(trained.eval(), batch)
     trained.save_pretrained(tmp_path / "lora")
-    again = case.auto.from_pretrained(tmp_path, quantization_config=quantization, device_map="cpu")
-    again = PeftModel.from_pretrained(again, tmp_path / "lora")
+    again = PeftModel.from_pretrained(load(), tmp_path / "lora")
     close(answers(again, batch), expected, tolerance=1e-4)
 
 

@@ -26,7 +26,8 @@ class Tiny:
         model_type: the row's name in `hf_mmunify.registry.ARCHITECTURES`.
         settings: what its config is made of; widths are multiples of 64, as many 4-bit weights share a scale.
         inputs: Auto class and seed -> what its `forward` takes, without labels. Rows differ in length and in number of
-            images, text stands before images, and padding is on the right.
+            images, text stands before images, padding is on the right, and no row of the second half has an image, so
+            that one of two processes sees none.
         labels: Auto class and inputs -> what makes `forward` compute a loss; empty where the class has none.
         processor: makes its processor.
         lora: modules that a LoRA adapts, as `peft.LoraConfig(target_modules=...)` takes them.

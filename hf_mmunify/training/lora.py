@@ -100,7 +100,9 @@ def qlora_config(model_or_config: PreTrainedModel | PreTrainedConfig, **override
     """How `from_pretrained` is to load an architecture in 4 bits (NF4, double quantisation, computing in bfloat16).
 
     What is trained in full, what is small, and the output embeddings keep their precision. A width should be a
-    multiple of 64, the number of weights that share a scale.
+    multiple of 64, the number of weights that share a scale. On a CPU with AVX512-BF16, bitsandbytes packs the weights
+    anew when the model first answers in evaluation mode, and no gradient passes them afterwards: train before you
+    evaluate there, or load the model again to train it.
 
     Args:
         model_or_config ([`PreTrainedModel`] or [`PreTrainedConfig`]):
