@@ -16,6 +16,10 @@ test: $(VENV)/installed
 slow: $(VENV)/installed
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow
 
+# transformers' own common tests on every architecture, the slow ones too; `make test` has the quick ones.
+upstream: $(VENV)/installed
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not gpu" tests/test_upstream.py
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mlinter hf_mmunify/models
 

@@ -1,0 +1,48 @@
+"""transformers' own common tests pass on every architecture of the registry.
+
+They are downloaded once for each version of transformers (`upstream/source.py`). Offline they are skipped, but where
+the environment says `CI=true` their absence is a failure.
+"""
+
+import os
+
+import pytest
+import upstream
+from upstream.rows import ROWS
+
+from hf_mmunify.registry import ARCHITECTURES
+
+
+CASES, UNAVAILABLE = {}, None
+try:
+    upstream.download()
+except upstream.SourceUnavailable as error:
+    UNAVAILABLE = str(error)
+else:
+    from upstream.cases import cases
+
+    CASES = cases()
+    globals().update(CASES)
+
+
+def test_they_are_at_hand():
+    if UNAVAILABLE and os.environ.get("CI") == "true":
+        pytest.fail(UNAVAILABLE)
+    if UNAVAILABLE:
+        pytest.skip(UNAVAILABLE)
+    assert CASES
+
+
+@pytest.mark.skipif(not CASES, reason="see test_they_are_at_hand")
+def test_every_row_names_what_there_is():
+    assert ROWS.keys() <= ARCHITECTURES.keys()
+    for model_type, row in ROWS.items():
+        tests = {name for case in CASES.values() if case.model_type == model_type for name in dir(case)}
+        assert row.skips.keys() | row.also.keys() <= tests
+
+
+@pytest.mark.skipif(not CASES, reason="see test_they_are_at_hand")
+def test_a_skip_that_nobody_justified_is_a_failure():
+    for case in CASES.values():
+        with pytest.raises(AssertionError, match="Upstream skips"):
+            case("skipTest").skipTest("it rains")

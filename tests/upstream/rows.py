@@ -1,0 +1,111 @@
+"""What transformers' common tests need to know of an architecture besides its row in the table of tiny models."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from tiny import END_OF_CHUNK, IMAGE, VISION_TOWER
+
+
+@dataclass(frozen=True)
+class Row:
+    """How upstream's tests meet one architecture. An architecture that needs none of this has no row.
+
+    Attributes:
+        settings: changes to the settings of the tiny model.
+        inputs: makes what `forward` takes, in the place of the tiny model's batch. Upstream wants one image a row,
+            texts of equal length, and no padding.
+        also: name of a test -> what it needs among the inputs besides, made from them.
+        num_words: how many token ids, from 0, are words that a text may have without an image; by default all.
+        skips: name of a test -> why this architecture does not keep what it asks for.
+    """
+
+    settings: dict = field(default_factory=dict)
+    inputs: Callable[[], dict[str, torch.Tensor]] | None = None
+    also: dict[str, Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]] = field(default_factory=dict)
+    num_words: int | None = None
+    skips: dict[str, str] = field(default_factory=dict)
+
+
+# How upstream's tests say that they find nothing to test ("test: reason") -> why that is as it should be. They fail
+# where they skip for any other reason. Not in the table: what a machine lacks (accelerators, packages), which
+# upstream's decorators say.
+JUSTIFIED = {
+    r"grouped_mm|sparse experts|output_router_logits|MoE|expert parallel": "no part of the model has experts",
+    r"[Ee]ncoder-decoder|sequence-to-sequence": "the model has no encoder-decoder",
+    r"No decoder-only language modeling head": "the class has no head",
+    r"no `base_model_class`": "upstream tests rotary embeddings on the base model",
+    r"partial rope|axial RoPE": "no part of the model has rotary embeddings of that kind",
+    r"sliding_window": "no part of the model has a sliding window",
+    r"test_resize_position_vector": "the class does not resize its table of positions",
+    r"_keep_in_fp32_modules": "the class keeps nothing in float32",
+    r"test_reverse_loading_mapping.*PrefixChange": "original checkpoints are converted by hf_mmunify.conversion",
+    r"test_sdpa_can_dispatch_non_composite_models": "the model is composite: test_sdpa_can_dispatch_composite_models",
+    r"(video_processor|audio_processor|feature_extractor) attribute|accept videos": "videos are images in a list, "
+    "and there is no sound",
+    r"does not support tools": "the chat template has no tools",
+    r"_get_num_multimodal_tokens": "an image is one token, whatever its size",
+    r"requires torchao": "torchao is not installed",
+    r"at least \d (FSDP workers|CPUs)": "the machine has too few cores",
+    r"CPU-only": "upstream runs processes in parallel on machines without accelerators alone",
+}
+
+
+# Flamingo ----------------------------------------------------------------------------------------------------------
+
+
+def flamingo_inputs() -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    input_ids = torch.randint(3, END_OF_CHUNK, (4, 10), generator=draw)
+    input_ids[:, 2] = IMAGE
+    size = VISION_TOWER["image_size"]
+    return {
+        "input_ids": input_ids,  # [B, T]
+        "attention_mask": torch.ones_like(input_ids),
+        "pixel_values": torch.randn(4, 1, 3, size, size, generator=draw),  # [B, 1, 3, H, W]
+    }
+
+
+def flamingo_media_index(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {"media_index": (inputs["input_ids"] == IMAGE).cumsum(dim=1)}  # [B, T]
+
+
+FLAMINGO_WITHOUT_IMAGES = (
+    "upstream trains on text alone, and resumes an optimizer that has no state for what reads images"
+)
+
+FLAMINGO = Row(
+    settings={
+        # Towers of today, on which upstream's tests of rotary embeddings, tensor parallelism and initialisation run
+        "vision_config": {**VISION_TOWER, "model_type": "siglip_vision_model"},
+        "text_config": {
+            "model_type": "qwen3",
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "vocab_size": 96,
+            "max_position_embeddings": 64,
+        },
+        "freeze_language_model": False,  # upstream trains input embeddings
+    },
+    inputs=flamingo_inputs,
+    # Embeddings do not say where the images are
+    also={"test_inputs_embeds": flamingo_media_index, "test_inputs_embeds_matches_input_ids": flamingo_media_index},
+    num_words=END_OF_CHUNK,
+    skips={
+        "test_model_input_names": "image_mask comes only where the rows of a batch differ in number of images",
+        "test_subprocessor_defaults_1_images": "pixel_values have a dimension more than the image processor's: images",
+        "test_fsdp2_plan_vs_ddp_0_untied": FLAMINGO_WITHOUT_IMAGES,
+        "test_fsdp2_plan_vs_ddp_1_tied": FLAMINGO_WITHOUT_IMAGES,
+        "test_get_image_features_pooler_output": (
+            "upstream's generate expands a flat list of images with the beams; Flamingo's encodes them first, and "
+            "what it expands has a row of images for each text"
+        ),
+    },
+)
+
+
+ROWS: dict[str, Row] = {"flamingo": FLAMINGO}
