@@ -105,6 +105,15 @@ class ModelCase(Case):
         # Upstream finds the task of a class in these tables of names, where registering does not enter it
         names = auto_class(cls.auto_name)._model_mapping._model_mapping
         cls.enterClassContext(patch.dict(names, {cls.model_type: cls.subject.__name__}))
+        # Upstream draws its models itself, and what training would open (gates at zero) must be open in them
+        draw, wake = cls.subject.initialize_weights, TINY[cls.model_type].wake
+
+        @torch.no_grad()
+        def initialize_weights(model):
+            draw(model)
+            wake(model)
+
+        cls.enterClassContext(patch.object(cls.subject, "initialize_weights", initialize_weights))
 
     def setUp(self):
         super().setUp()
