@@ -15,7 +15,6 @@ import argparse
 import importlib
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -35,6 +34,7 @@ from hf_mmunify.models.flamingo import FlamingoConfig, FlamingoForConditionalGen
 
 
 VOCABULARY, IMAGE, END_OF_CHUNK = 8194, 8193, 8192
+NEW_TOKENS = [END_OF_CHUNK, IMAGE]
 TEXT = {
     "vocab_size": VOCABULARY,
     "hidden_size": 512,
@@ -95,6 +95,7 @@ def open_flamingo(path: str) -> nn.Module:
     model.requires_grad_(False)
     model.perceiver.requires_grad_(True)
     model.lang_encoder.gated_cross_attn_layers.requires_grad_(True)
+    model.lang_encoder.get_input_embeddings().requires_grad_(True)  # as its factory does, for the new tokens' rows
     return model
 
 
@@ -115,6 +116,7 @@ def ours(theirs: nn.Module | None) -> FlamingoForConditionalGeneration:
             hidden_act="gelu",
             image_token_id=IMAGE,
             end_of_chunk_token_id=END_OF_CHUNK,
+            trained_token_ids=NEW_TOKENS,
         )
         model = FlamingoForConditionalGeneration(config)
         with torch.no_grad():
@@ -140,8 +142,13 @@ def ours(theirs: nn.Module | None) -> FlamingoForConditionalGeneration:
     blind = convert(weights, original)
     config = blind.config
     config.vision_config = CLIPVisionConfig(**VISION)
-    model = FlamingoForConditionalGeneration(config, theirs.vision_encoder.model, blind.model.text_model)
-    model.model.adapter.load_state_dict(blind.model.adapter.state_dict())
+    config.trained_token_ids = NEW_TOKENS
+    text_model = blind.model.text_model
+    model = FlamingoForConditionalGeneration(config, theirs.vision_encoder.model, text_model)
+    model.model.adapter.load_state_dict(blind.model.adapter.state_dict(), strict=False)
+    with torch.no_grad():
+        model.model.adapter.token_rows.input_rows.copy_(text_model.get_input_embeddings().weight[NEW_TOKENS])
+        model.model.adapter.token_rows.output_rows.copy_(text_model.get_output_embeddings().weight[NEW_TOKENS])
     return model
 
 
@@ -180,13 +187,18 @@ def idefics() -> nn.Module:
     return model
 
 
-def inputs(batch: int, length: int, images: int) -> dict[str, torch.Tensor]:
-    """Text in which images are evenly spread, from the first token on."""
+def inputs(length: int, *images: int) -> dict[str, torch.Tensor]:
+    """Rows of text with so many `images` each, evenly spread from the first token on; short rows are padded."""
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, 8000, (batch, length), generator=generator)
-    ids[:, torch.linspace(0, length - 1, images + 1)[:-1].long()] = IMAGE
-    pixels = torch.randn(batch, images, 3, VISION["image_size"], VISION["image_size"], generator=generator)
-    return {"ids": ids, "pixels": pixels}
+    ids = torch.randint(3, 8000, (len(images), length), generator=generator)
+    side = VISION["image_size"]
+    pixels = torch.zeros(len(images), max(images), 3, side, side)
+    mask = torch.zeros(len(images), max(images), dtype=torch.long)
+    for row, count in enumerate(images):
+        ids[row, torch.linspace(0, length - 1, count + 1)[:-1].long()] = IMAGE
+        pixels[row, :count] = torch.randn(count, 3, side, side, generator=generator)
+        mask[row, :count] = 1
+    return {"ids": ids, "pixels": pixels, "mask": mask}
 
 
 class Contender:
@@ -201,7 +213,8 @@ class Contender:
     def call(self, batch: dict[str, torch.Tensor]) -> dict:
         ids, pixels = batch["ids"], batch["pixels"]
         if self.name == "ours":
-            return {"input_ids": ids, "pixel_values": pixels, "attention_mask": torch.ones_like(ids)}
+            found = {"input_ids": ids, "pixel_values": pixels, "attention_mask": torch.ones_like(ids)}
+            return found if batch["mask"].all() else {**found, "image_mask": batch["mask"]}
         if self.name == "open_flamingo":
             return {"lang_x": ids, "vision_x": pixels[:, :, None], "attention_mask": torch.ones_like(ids)}
         number = (ids == IMAGE).cumsum(1)[..., None]
@@ -247,7 +260,7 @@ class Contender:
 
 def compare(theirs: Contender, mine: Contender) -> dict[str, float]:
     """Largest differences of logits, loss and trained gradients; nothing is timed that does not agree."""
-    batch = inputs(2, 64, 3)
+    batch = inputs(64, 3, 2)
     theirs.model.eval()
     mine.model.eval()
     a, b = theirs.forward(batch), mine.forward(batch)
@@ -278,17 +291,21 @@ def seconds(work: Callable[[], None]) -> float:
 
 def measure(contenders: list[Contender], rounds: int) -> dict[str, dict[str, list[float]]]:
     """Seconds of every task, for every contender, round by round."""
-    training = inputs(2, 256, 3)
-    tasks: dict[str, Callable[[Contender], float]] = {
-        "training step": lambda c: seconds(lambda: c.train_step(training)),
-        "prefill": lambda c: seconds(lambda: c.prefill(training)),
+    training = {
+        "3 images a row": inputs(256, 3, 3),
+        "1 to 5 images a row": inputs(256, 1, 2, 3, 5),
+        "16 images a row": inputs(256, 16),
     }
+    tasks: dict[str, Callable[[Contender], float]] = {}
+    for name, batch in training.items():
+        tasks[f"training step, {name}"] = lambda c, batch=batch: seconds(lambda: c.train_step(batch))
+    tasks["prefill, 3 images a row"] = lambda c: seconds(lambda: c.prefill(training["3 images a row"]))
     for images in (1, 3, 8, 32):
-        prompt = inputs(2, 64, images)
+        prompt = inputs(64, images, images)
         tasks[f"decoded token, {images} image{'s' * (images > 1)}"] = lambda c, p=prompt: c.seconds_a_token(p)
     found = {task: {contender.name: [] for contender in contenders} for task in tasks}
     for contender in contenders:
-        contender.train_step(training)  # the first step allocates
+        contender.train_step(training["3 images a row"])  # the first step allocates
     for number in range(rounds):
         for task, run in tasks.items():
             for contender in contenders[number % len(contenders) :] + contenders[: number % len(contenders)]:
@@ -332,8 +349,9 @@ def main(argv: list[str] | None = None) -> None:
         theirs = open_flamingo(path) if path and arguments.peak != "idefics" else None
         contender = Contender(arguments.peak, theirs)
         del theirs
-        contender.train_step(inputs(2, 256, 3))
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        contender.train_step(inputs(256, 3, 3))
+        status = Path("/proc/self/status").read_text()  # unlike getrusage, it does not remember the parent's peak
+        print(int(status.split("VmHWM:")[1].split()[0]) / 1024)
         return
     theirs = open_flamingo(path) if path else None
     contenders = [Contender("ours", theirs), Contender("idefics")]

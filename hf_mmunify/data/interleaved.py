@@ -115,8 +115,8 @@ class InterleavedCollator:
 
     Returns:
         A `dict` of `input_ids`, `labels` and `media_index` `[B, T]`, `attention_mask` `[B, T]` (packed: `position_ids`
-        instead), and where the batch has images `pixel_values` `[B, M, (F,) C, H, W]` and `image_mask` `[B, M]` (the
-        latter where rows differ in number). Labels are -100 on padding, on `<image>`, and on the first token of every
+        instead), `pixel_values` `[B, M, (F,) C, H, W]` and `image_mask` `[B, M]` (the latter where rows differ in
+        number of images, or none has any). Labels are -100 on padding, on `<image>`, and on the first token of every
         document, which nothing precedes.
 
     Raises:
@@ -390,15 +390,17 @@ class InterleavedCollator:
         return {**batch, **self._pixels(media)}
 
     def _pixels(self, media: list[list]) -> dict[str, torch.Tensor]:
-        """Pixels of the images of each row, padded to the row with the most, and which of them are images."""
-        if not any(media):
-            return {}
-        flat = [image for row in media for image in row]
+        """Pixels of the images of each row, padded to the row with the most, and which of them are images.
+
+        A batch without any has one blank slot a row, marked as no image: of several processes none may leave the
+        adapter out of its step, or those with images would wait for its gradients.
+        """
+        flat = [image for row in media for image in row] or [Image.new("RGB", (32, 32))]
         pixels = self.processor(images=[flat], return_tensors="pt")["pixel_values"][0]  # [N, (F,) C, H, W]
-        longest = max(len(row) for row in media)
+        longest = max(1, *(len(row) for row in media))
         mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in media])  # [B, M]
         padded = pixels.new_zeros(mask.numel(), *pixels.shape[1:])
-        padded[mask.flatten().bool()] = pixels
+        padded[mask.flatten().bool()] = pixels[: int(mask.sum())]
         images = {"pixel_values": padded.unflatten(0, mask.shape)}  # [B, M, (F,) C, H, W]
         return images if mask.all() else {**images, "image_mask": mask}
 
