@@ -47,6 +47,60 @@ LANGUAGE_MODELS = {
     "bloom": {"hidden_size": 32, "n_layer": 3, "n_head": 4},
 }
 
+# Recurrent states in the place of attention, or beside it
+_MAMBA = {"hidden_size": 32, "state_size": 8, "num_hidden_layers": 3, "conv_kernel": 4}
+_MAMBA_HEADS = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1, "mamba_chunk_size": 8}
+_LINEAR_ATTENTION = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+}
+RECURRENT_MODELS = {
+    "mamba": {**_MAMBA, "intermediate_size": 64, "time_step_rank": 4},
+    "mamba2": {**_MAMBA, "num_heads": 4, "head_dim": 16, "expand": 2, "n_groups": 2, "chunk_size": 8},
+    "jamba": {
+        **_LLAMA_LIKE,
+        "num_hidden_layers": 4,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "num_experts": 4,
+        "mamba_d_state": 8,
+        "mamba_dt_rank": 4,
+        "use_mamba_kernels": False,
+    },
+    "falcon_h1": {**_LLAMA_LIKE, **_MAMBA_HEADS, "mamba_d_ssm": 64, "head_dim": 8},
+    "qwen3_next": {
+        **_LLAMA_LIKE,
+        **_LINEAR_ATTENTION,
+        "head_dim": 8,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16,
+        "shared_expert_intermediate_size": 16,
+    },
+    "lfm2": {**_LLAMA_LIKE, "layer_types": ["conv", "full_attention", "conv"], "block_multiple_of": 8},
+    "recurrent_gemma": {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "lru_width": 32,
+        "head_dim": 8,
+        "attention_window_size": 16,
+    },
+    "rwkv": {"hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 3, "context_length": 128},
+    "minimax": {
+        **_LLAMA_LIKE,
+        "head_dim": 8,
+        "num_local_experts": 4,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "block_size": 8,
+    },
+}
+
 VISION = {
     "hidden_size": 16,
     "intermediate_size": 24,
@@ -70,7 +124,7 @@ ADAPTER = {
 
 def text_config(family: str, **fields):
     tokens = {"vocab_size": VOCAB, "pad_token_id": PAD, "bos_token_id": 2, "eos_token_id": None}
-    return AutoConfig.for_model(family, **tokens, **LANGUAGE_MODELS[family], **fields)
+    return AutoConfig.for_model(family, **{**tokens, **(LANGUAGE_MODELS | RECURRENT_MODELS)[family], **fields})
 
 
 @torch.no_grad()
@@ -89,6 +143,7 @@ def language_model(family: str, **fields) -> torch.nn.Module:
 
 
 def vision_model(family: str = "clip_vision_model", **fields) -> torch.nn.Module:
+    torch.manual_seed(0)  # as above: class embeddings
     return draw(AutoModel.from_config(AutoConfig.for_model(family, **{**VISION, **fields})), seed=1)
 
 

@@ -417,6 +417,8 @@ def test_a_cache_that_was_made_without_a_config():
     whole = {**tokens("a*b*cx"), "pixel_values": images(1, 2)}
     step = {**tokens("a*b*cx"), "input_ids": tokens("x")["input_ids"]}
     close(model(**step, past_key_values=cache).logits, model(**whole).logits[:, 5:])
+    _, found, _ = greedy(model, prompt, past_key_values=DynamicCache())
+    close(found, grow(model, prompt))
 
 
 @torch.no_grad()

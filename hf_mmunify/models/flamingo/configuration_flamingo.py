@@ -167,7 +167,7 @@ class FlamingoConfig(PreTrainedConfig):
             self.resampler_intermediate_size = 4 * self.vision_hidden_size
 
     def validate_architecture(self):
-        """Part of `@strict` validation: the blocks must fall on layers that the language model has."""
+        """Part of `@strict` validation: the language model must have the layers and tokens that are named."""
         num_layers = self.decoder_config.num_hidden_layers
         if self.cross_attention_interval < 1:
             raise ValueError(
@@ -178,6 +178,15 @@ class FlamingoConfig(PreTrainedConfig):
                 f"cross_attention_offset names a layer of the language model, from 0 to {num_layers - 1}, "
                 f"got {self.cross_attention_offset}: no layer would see an image."
             )
+        vocab_size = self.decoder_config.vocab_size
+        for name in ("image_token_id", "end_of_chunk_token_id", "trained_token_ids"):
+            value = getattr(self, name)
+            token_ids = [] if value is None else value if isinstance(value, list) else [value]
+            if any(not 0 <= token_id < vocab_size for token_id in token_ids):
+                raise ValueError(
+                    f"{name}={value} is not in the language model's vocabulary of {vocab_size} tokens: make room with "
+                    "resize_token_embeddings first."
+                )
 
     @classmethod
     def from_preset(cls, name: str, **fields) -> "FlamingoConfig":

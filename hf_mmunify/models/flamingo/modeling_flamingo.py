@@ -952,7 +952,17 @@ class FlamingoModel(FlamingoPreTrainedModel):
         return media
 
     def look(self, index: int, hidden_states: torch.Tensor, media: FlamingoMedia) -> torch.Tensor:
-        """Run the GATED XATTN-DENSE block that stands before language model layer `index`."""
+        """Run the GATED XATTN-DENSE block that stands before language model layer `index`.
+
+        Raises:
+            ValueError: when the layer does not read one state for each token.
+        """
+        if hidden_states.shape[:-1] != media.numbers.shape:
+            raise ValueError(
+                f"The layers of {type(self.text_model).__name__} read states of shape {tuple(hidden_states.shape)} "
+                f"where the text has {tuple(media.numbers.shape)} tokens: Flamingo needs a language model with one "
+                "state a token."
+            )
         block = self.adapter.layers[str(index)]
         past_key_value = None if media.past is None else media.past.blocks.get(index)
         looked, key_value, weights = block(
@@ -1025,9 +1035,10 @@ class FlamingoModel(FlamingoPreTrainedModel):
             kwargs["use_cache"] = False
         else:
             if use_cache is None:
-                use_cache = bool(self.config.decoder_config.use_cache) and not self.training
+                use_cache = getattr(self.config.decoder_config, "use_cache", True) and not self.training
             if use_cache and past_key_values is None:
                 past_key_values = DynamicCache(config=self.config.decoder_config)
+                FlamingoMediaLayer.of(past_key_values, create=True)
             kwargs.update({self.cache_name: past_key_values, "use_cache": use_cache})
         accepted = inspect.signature(type(reader).forward).parameters
         optional = {"position_ids": position_ids, "inputs_embeds": inputs_embeds}
@@ -1425,9 +1436,9 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs: dict, *args) -> None:
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
-        if model_kwargs.get("past_key_values") is not None:
-            # From the start, since a cache of Mamba's kind does not count tokens itself
-            FlamingoMediaLayer.of(model_kwargs["past_key_values"], create=True)
+        cache = model_kwargs.get("past_key_values")
+        if cache is not None and cache.layers:  # one without makes its layers while it reads; ours comes after them
+            FlamingoMediaLayer.of(cache, create=True)  # from the start: a cache of Mamba's kind counts no tokens itself
 
     def _get_candidate_generator(self, *args, model_kwargs: dict, assistant_model=None, **kwargs):
         if not isinstance(assistant_model, FlamingoForConditionalGeneration):  # it drafts from the text alone
