@@ -346,7 +346,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(arguments.threads)
     path = os.environ.get("OPEN_FLAMINGO")
     if arguments.peak:
-        theirs = open_flamingo(path) if path and arguments.peak != "idefics" else None
+        theirs = open_flamingo(path) if arguments.peak == "open_flamingo" else None
         contender = Contender(arguments.peak, theirs)
         del theirs
         contender.train_step(inputs(256, 3, 3))
