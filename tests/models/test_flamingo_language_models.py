@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -19,6 +20,11 @@ from flamingo_parts import (
     language_model,
     tokens,
     vision_model,
+)
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    CheckpointImpl,
+    apply_activation_checkpointing,
+    checkpoint_wrapper,
 )
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -176,6 +182,26 @@ def test_gradient_checkpointing(family):
         assert len(calls) == 2 and found.keys() == expected.keys()  # once more in the backward pass
         for name, gradient in expected.items():
             close(found[name], gradient, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["opt", "llama", "gpt2"])
+def test_checkpointing_by_wrappers(family):
+    """FSDP's activation checkpointing, in accelerate, wraps whole layers: the blocks are then inside."""
+    expected = gradients(attach(language_model(family)).train())
+    model = attach(language_model(family)).train()
+    layers = find_decoder_layers(model.model.text_model, model.config)
+    wrap = partial(checkpoint_wrapper, checkpoint_impl=CheckpointImpl.NO_REENTRANT)
+    apply_activation_checkpointing(model, wrap, check_fn=lambda module: isinstance(module, type(layers[0])))
+    found = {name.replace("_checkpoint_wrapped_module.", ""): x for name, x in gradients(model).items()}
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        close(found[name], gradient, atol=1e-6)
+    # The states that a caller embedded himself show nothing to the language model alone
+    embeds = model.get_input_embeddings()(TEXT["input_ids"])
+    alone = model.eval().model.text_model(inputs_embeds=embeds).logits
+    index = (TEXT["input_ids"] == IMAGE).cumsum(dim=1)
+    model(inputs_embeds=embeds, pixel_values=PIXELS[:1], media_index=index)
+    close(model.model.text_model(inputs_embeds=embeds).logits, alone, atol=0)
 
 
 @EVERY_FAMILY

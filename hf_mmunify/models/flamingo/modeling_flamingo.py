@@ -508,10 +508,16 @@ class FlamingoBlockHook:
         self.index = index
 
     def __call__(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        media = self.model.media
-        if media is None:  # the language model is used on its own
-            return None
         hidden_states = args[0] if args else kwargs["hidden_states"]
+        media = self.model.media
+        if media is None:
+            # The language model is used on its own, or a wrapper that checkpoints whole layers (FSDP's) computes this
+            # one again for the backward pass, from the same states: they carry what they were shown
+            model, media = getattr(hidden_states, "flamingo_reading", (None, None))
+            if model is not self.model or torch._C._current_graph_task_id() < 0:
+                return None
+        elif torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            hidden_states.flamingo_reading = self.model, media
         hidden_states = self.model.look(self.index, hidden_states, media)
         return ((hidden_states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden_states})
 
@@ -1438,7 +1444,7 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
         cache = model_kwargs.get("past_key_values")
         if cache is not None and cache.layers:  # one without makes its layers while it reads; ours comes after them
-            FlamingoMediaLayer.of(cache, create=True)  # from the start: a cache of Mamba's kind counts no tokens itself
+            FlamingoMediaLayer.of(cache, create=True)  # from the start: a cache of Mamba's kind counts no tokens
 
     def _get_candidate_generator(self, *args, model_kwargs: dict, assistant_model=None, **kwargs):
         if not isinstance(assistant_model, FlamingoForConditionalGeneration):  # it drafts from the text alone
