@@ -1,5 +1,6 @@
 """Flamingo on language models of every family: attaching leaves them as they are, and everything they can do stays."""
 
+import copy
 import json
 import shutil
 from functools import partial
@@ -543,6 +544,22 @@ def test_new_tokens_start_from_the_tables():
     assert torch.equal(rows.output_rows, model.get_output_embeddings().weight[VOCAB:])
     assert model.generation_config.suppress_tokens == [VOCAB + 1]
     assert model.generation_config.eos_token_id == [VOCAB]
+
+
+@torch.no_grad()
+def test_the_rows_stay_when_the_tables_are_exchanged():
+    model = attach(language_model("llama"), trained_token_ids=TRAINED)
+    before = model(**PROMPT).logits
+    for table, exchange in (
+        (model.get_input_embeddings(), model.set_input_embeddings),
+        (model.get_output_embeddings(), model.set_output_embeddings),
+    ):
+        twin = copy.deepcopy(table)
+        twin._forward_hooks.clear()
+        exchange(twin)
+        exchange(twin)
+        assert len(twin._forward_hooks) == 1
+    assert torch.equal(model(**PROMPT).logits, before)
 
 
 @torch.no_grad()
