@@ -467,13 +467,20 @@ def test_two_threads_do_not_mix_their_images():
 @torch.no_grad()
 def test_two_flamingos_on_one_language_model():
     text_model, prompt = language_model("llama"), {**tokens("a*b*c"), "pixel_values": images(1, 2)}
-    alone = text_model(**tokens("a*b*c")).logits
-    one = attach(text_model)
+    alone = text_model(**tokens("abc")).logits
+    one = attach(text_model, trained_token_ids=[IMAGE])
     expected = one(**prompt).logits
-    other = attach(text_model, cross_attention_interval=2)
+    other = attach(text_model, cross_attention_interval=2, trained_token_ids=[IMAGE])
+    other.model.adapter.token_rows.input_rows.add_(1)
     assert (other(**prompt).logits - expected).abs().max() > 0.1
     close(one(**prompt).logits, expected, atol=0)
-    close(text_model(**tokens("a*b*c")).logits, alone, atol=0)
+    text = tokens("a*b*c")
+    other_reads = []
+    for shift in (0, 1):
+        other.model.adapter.token_rows.input_rows.add_(shift)
+        other_reads.append(other(**text).logits)
+    assert moved(*other_reads) == [False] + [True] * 4  # by its own rows
+    close(text_model(**tokens("abc")).logits, alone, atol=0)
 
 
 @torch.no_grad()

@@ -711,32 +711,34 @@ class FlamingoModel(FlamingoPreTrainedModel):
             return None
         embeddings = self.text_model.get_input_embeddings()
         head = self.text_model.get_output_embeddings()
-        self._hook_rows(embeddings, FlamingoInputRowsHook(self))
-        self._hook_rows(head, FlamingoOutputRowsHook(self))
+        self._hook_rows(embeddings, FlamingoInputRowsHook)
+        self._hook_rows(head, FlamingoOutputRowsHook)
         tied = bool(self.config.decoder_config.tie_word_embeddings)
         return FlamingoTokenRows(
             len(self.config.trained_token_ids), embeddings.embedding_dim, None if tied else head.in_features
         )
 
+    def _hook_rows(self, table: nn.Module, hook_class: type) -> None:
+        """Put the trained rows into what `table` gives, once, also where it takes another table's place."""
+        hooks = table._forward_hooks.values()
+        is_hooked = any(isinstance(hook, hook_class) and hook.model is self for hook in hooks)
+        # CODEPATH: as in `_attach_token_rows`
+        if self.config.trained_token_ids and not is_hooked:
+            table.register_forward_hook(hook_class(self))
+
     def get_input_embeddings(self) -> nn.Module:
         return self.text_model.get_input_embeddings()
 
-    def _hook_rows(self, table: nn.Module, hook: "FlamingoInputRowsHook | FlamingoOutputRowsHook") -> None:
-        """Let `hook` put the trained rows into what `table` gives, once, also where it takes another table's place."""
-        # CODEPATH: as in `_attach_token_rows`
-        if self.config.trained_token_ids and not any(type(old) is type(hook) for old in table._forward_hooks.values()):
-            table.register_forward_hook(hook)
-
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.text_model.set_input_embeddings(value)
-        self._hook_rows(value, FlamingoInputRowsHook(self))
+        self._hook_rows(value, FlamingoInputRowsHook)
 
     def get_output_embeddings(self) -> nn.Module:
         return self.text_model.get_output_embeddings()
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.text_model.set_output_embeddings(new_embeddings)
-        self._hook_rows(new_embeddings, FlamingoOutputRowsHook(self))
+        self._hook_rows(new_embeddings, FlamingoOutputRowsHook)
 
     def get_decoder(self) -> nn.Module:
         return self.text_model.base_model
