@@ -2,15 +2,25 @@
 
 import importlib.util
 import json
+import subprocess
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 import torch
+from transformers.utils import logging
 
 
 CLAIMS = Path(__file__).resolve().parents[1] / "examples" / "claims"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def verbosity():
+    """The scripts keep transformers quiet; later tests may want to hear it."""
+    before = logging.get_verbosity()
+    yield
+    logging.set_verbosity(before)
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +127,16 @@ def test_the_score_is_that_of_greedy_decoding(claims, parts, name):
     wrong = [[(answer or [0])[0] + 1, *(answer or [0])[1:]] for answer in written]
     wrong = claims.Items(items.features, items.prompts, [*items.answers[: items.num_train], *wrong], items.num_train)
     assert claims.exact_match(model, variant, wrong, shots=0) == 0
+
+
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives(tmp_path):
+    sizes = ["--vision_steps", "2", "--language_steps", "2", "--train_images", "40", "--test_images", "6"]
+    few = ["--steps", "2", "--seeds", "1", "--claims", "gating"]
+    losses = []
+    for processes in ("1", "2"):
+        command = [sys.executable, str(CLAIMS / "flamingo.py"), *sizes, *few, "--processes", processes]
+        subprocess.run([*command, "--output", str(tmp_path / processes)], check=True)
+        runs = json.loads((tmp_path / processes / "results.json").read_text())["runs"]
+        losses.append([run["training_loss"] for run in runs])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
