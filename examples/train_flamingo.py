@@ -25,6 +25,9 @@ Adapters of a billion parameters on many GPUs, in bfloat16 with the frozen parts
         --interleaved_batch_size 8 --pairs_batch_size 16 --bf16 --activation_checkpointing \
         --output_dir runs/flamingo-3b --max_steps 100000 --warmup_steps 5000 --save_steps 1000
 
+`--preset` names the adapter of a published size ("flamingo-9b", "openflamingo-4b"); with `fsdp2.yaml` or `zero3.yaml`
+in the place of `multi_gpu.yaml` the frozen language model is divided among the GPUs as well, for 9B and 80B.
+
 A dataset is a repository of the Hub ("owner/name" or "owner/name:config") or a folder; its columns are those of
 `hf_mmunify.data.InterleavedCollator`. The same command goes on where a killed run stopped.
 """
@@ -42,7 +45,7 @@ from transformers import (
 )
 
 from hf_mmunify.data import InterleavedCollator, load_rows
-from hf_mmunify.models.flamingo import FlamingoForConditionalGeneration, FlamingoProcessor
+from hf_mmunify.models.flamingo import FLAMINGO_PRESETS, FlamingoForConditionalGeneration, FlamingoProcessor
 from hf_mmunify.training import (
     CollatorEpochCallback,
     ImageAugmentation,
@@ -65,10 +68,19 @@ class ModelArguments:
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "A Flamingo to go on training, in the place of the two parts."}
     )
-    cross_attention_interval: int = field(
-        default=1, metadata={"help": "Language model layers from one gated block to the next (paper: 1, 4, 7)."}
+    preset: str | None = field(
+        default=None,
+        metadata={
+            "help": "Shape of the adapter: flamingo-3b, -9b, -80b, or openflamingo-3b, -4b, -9b.",
+            "choices": list(FLAMINGO_PRESETS),
+        },
     )
-    resampler_num_layers: int = field(default=6, metadata={"help": "Layers of the Perceiver Resampler."})
+    cross_attention_interval: int | None = field(
+        default=None, metadata={"help": "Language model layers from one gated block to the next (paper: 1, 4, 7)."}
+    )
+    resampler_num_layers: int | None = field(
+        default=None, metadata={"help": "Layers of the Perceiver Resampler (default: 6)."}
+    )
 
 
 @dataclass
@@ -129,12 +141,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         vision, language = model_args.vision_model_name_or_path, model_args.language_model_name_or_path
         tokenizer = AutoTokenizer.from_pretrained(language)
         processor = FlamingoProcessor(AutoImageProcessor.from_pretrained(vision), tokenizer)
+        asked = {name: vars(model_args)[name] for name in ("cross_attention_interval", "resampler_num_layers")}
+        adapter = {**FLAMINGO_PRESETS.get(model_args.preset, {}), **{k: v for k, v in asked.items() if v is not None}}
         model = FlamingoForConditionalGeneration.from_vision_text_pretrained(
             vision,
             language,
             processor=processor,
-            cross_attention_interval=model_args.cross_attention_interval,
-            resampler_num_layers=model_args.resampler_num_layers,
+            **adapter,
         )
     if args.bf16:
         cast_frozen_parts(model)

@@ -19,7 +19,13 @@ from datasets import DatasetDict
 from fakehub import FakeHub
 from peft import PeftModel
 from PIL import Image
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, HfArgumentParser
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    HfArgumentParser,
+)
 
 from hf_mmunify.data import load_digit_scenes, load_rows
 from hf_mmunify.models.flamingo import FlamingoForConditionalGeneration
@@ -96,9 +102,12 @@ def test_what_was_trained_is_a_flamingo_anyone_can_load(flamingo, parts):
 )
 def test_train_flamingo_with_other_settings(parts, tmp_path, more):
     if more[0] == "--bf16":
-        more = [*more, "--cross_attention_interval", "2"]
+        more = [*more, "--preset", "openflamingo-3b", "--cross_attention_interval", "2"]
     metrics = train(parts, tmp_path, *more)
     assert 0 < metrics["train_loss"] < 10
+    if more[0] == "--bf16":
+        config = AutoConfig.from_pretrained(tmp_path)
+        assert (config.hidden_act, config.cross_attention_num_heads, config.cross_attention_interval) == ("gelu", 8, 2)
 
 
 def test_train_flamingo_goes_on_where_it_stopped(parts, tmp_path):

@@ -574,6 +574,20 @@ def test_what_was_done_to_a_loaded_part_stays():
     assert all(torch.equal(x, before[name]) for name, x in text_model.state_dict().items())
 
 
+@torch.no_grad()
+def test_the_language_model_may_lie_on_disk(tmp_path):
+    """accelerate moves each layer in when it runs; the adapter's blocks before it stay where they are."""
+    from accelerate import disk_offload
+
+    model = attach(language_model("llama"))
+    expected, written = model(**PROMPT).logits, write(model)
+    disk_offload(model.model.text_model, tmp_path, execution_device="cpu")
+    assert all(parameter.is_meta for parameter in model.model.text_model.parameters())
+    assert any(tmp_path.iterdir())
+    assert torch.equal(model(**PROMPT).logits, expected)
+    assert_same_writing(write(model), written)
+
+
 def test_rows_are_trained_on_a_language_model_in_4_bits(tmp_path):
     pytest.importorskip("bitsandbytes")
     sizes = {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 2}
