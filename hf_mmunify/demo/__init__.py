@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 
 from .options import DemoError, parse
+from .silence import without_remarks
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,9 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         options = parse(argv)
-        from .story import run  # seconds to import, which an error or --help need not wait for
+        with without_remarks():
+            from .story import run  # seconds to import, which an error or --help need not wait for
 
-        run(options)
+            run(options)
     except DemoError as error:
         print(f"hf-mmunify demo: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -35,7 +35,7 @@ def line_chart(
     dashed: Sequence[str] = (),
     dots: bool = False,
 ) -> str:
-    """An SVG figure of lines, with its legend below.
+    """An SVG figure of lines, with a legend below where there are several.
 
     The classes `s0`, `s1`, ... colour the lines; the page's style sheet says how.
 
@@ -92,6 +92,7 @@ def line_chart(
         f'<li><svg class="key" viewBox="0 0 22 8" aria-hidden="true"><line class="line s{number}'
         f'{" dashed" if name in dashed else ""}" x1="0" y1="4" x2="22" y2="4"/></svg>{escape(name)}</li>'
         for number, name in enumerate(series)
+        if len(series) > 1
     )
     name = escape(title)
     return (

@@ -119,7 +119,7 @@ def digit_scene_tasks(test_examples: int, train_rows: int = TRAIN_ROWS, seed: in
             train.examples("vqa", train_rows),
             test.examples("vqa", test_examples),
             answer_length=3,
-            weight=3,
+            weight=4,
         ),
         *(
             Task(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 
-STEPS, BATCH_SIZE, TEST_EXAMPLES = 600, 32, 250
+STEPS, BATCH_SIZE, TEST_EXAMPLES = 750, 32, 400
 LEARNING_RATE, REAL_LEARNING_RATE = 3e-3, 2e-4  # for adapters of small parts, and of real ones
 WRITTEN = ("parts", "model", "results.json")  # by any of these an earlier run is known
 

@@ -79,7 +79,7 @@ class Story:
 TITLES = {"caption": "Captions", "vqa": "Questions", "label": "Labels by an unsaid rule"}
 ABOUT = {
     "caption": "The model describes the picture; a caption counts when every word of it is right.",
-    "vqa": "A color, a digit, a count, a relation of places: each question has one word for an answer.",
+    "vqa": "What color, what digit, how many: each question has one word, or a few, for an answer.",
     "label": (
         "Every picture shows one digit, and its label is either its name or its color. Which of the two is never "
         "said: only the solved examples before it show the rule, so that without shots half is all one can expect."
@@ -170,6 +170,11 @@ def _gate_chart(title: str, steps: Sequence[int], gates: Mapping[str, Sequence[f
     )
 
 
+def _loss_chart(name: str, curve: Sequence[tuple[int, float]]) -> str:
+    highest = max(loss for _, loss in curve)
+    return line_chart(f"Loss: {name}", {"loss": curve}, "step", "loss", y_range=(0.0, highest))
+
+
 def _checks(story: Story) -> str:
     rows = [
         f'<li><b class="{"right" if difference < 1e-4 else "wrong"}">'
@@ -214,9 +219,7 @@ def page(story: Story, image_token: str, end: str) -> str:
         "EXAMPLES": tasks,
         "GATES": _gate_chart("Attention gates", story.gate_steps, story.attention_gates)
         + _gate_chart("Feed-forward gates", story.gate_steps, story.feed_forward_gates),
-        "LOSSES": "".join(
-            line_chart(name, {"loss": curve}, "step", "loss") for name, curve in story.curves.items() if curve
-        ),
+        "LOSSES": "".join(_loss_chart(name, curve) for name, curve in story.curves.items()),
         "CHECKS": _checks(story),
         "COMMAND": escape(story.command),
         "CODE": _code(story.folder),

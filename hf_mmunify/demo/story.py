@@ -20,7 +20,6 @@ from .options import DemoError, Options
 from .parts import learn_to_see, learn_to_speak
 from .reload import ask, ask_new_process
 from .report import Answered, Result, Story, page
-from .silence import without_remarks
 from .training import GateRecorder, fit
 
 
@@ -40,11 +39,6 @@ def run(options: Options) -> None:
         DemoError: a part or the dataset cannot be loaded.
     """
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # one device is plenty; several would be used by threads
-    with without_remarks():
-        _run(options)
-
-
-def _run(options: Options) -> None:
     begin = time.perf_counter()
     options.output.mkdir(parents=True, exist_ok=True)
     for name in ("results.json", "index.html"):  # of an earlier run: they would not belong to this one's model
@@ -147,8 +141,8 @@ def frozen_parts(
         steps, batch_size = (4, 4) if options.quick else (VISION_STEPS, VISION_BATCH)
         curves["vision tower"], share = learn_to_see(parts / "vision", steps, batch_size, options.seed)
         about["vision"] = (
-            f"A small ViT. It learned to name the digit and the color in each cell, and reads {share:.0%} of those "
-            "in handwriting of people it never saw."
+            "A small ViT. It learned to name what is in each cell, digit, color and which in reading order, and gets "
+            f"{share:.0%} of digits and colors right in handwriting of people it never saw."
         )
     if language is None:
         language = str(parts / "language")
@@ -237,7 +231,13 @@ def write_results(
     file: Path, results: Sequence[Result], checks: dict[str, float], seconds: float, adapter_bytes: int
 ) -> None:
     """`{task: {shots: {"score", "blind"}}}` beside `seconds`, `adapter_bytes`, and what differed after loading."""
-    scores = {result.name: {str(shots): values for shots, values in result.scores.items()} for result in results}
+    scores = {
+        result.name: {
+            str(shots): {name: round(value, 4) for name, value in values.items()}
+            for shots, values in result.scores.items()
+        }
+        for result in results
+    }
     told = {
         "caption": {},
         "vqa": {},
