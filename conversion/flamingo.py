@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from hf_mmunify.conversion.engine import MissingKeysError, Rename, Rule, Source, Split, Variant, bind
+from hf_mmunify.conversion.engine import MissingKeysError, Rename, Rule, Source, Split, Variant, WrongConfigError, bind
 from hf_mmunify.models.flamingo import FlamingoConfig, FlamingoProcessor
 
 
@@ -156,12 +156,20 @@ def config_from_original(original_config: dict, state_dict: dict[str, torch.Tens
     language_model = _on_meta(text_config)
     embeddings = _path_of(language_model, language_model.get_input_embeddings())
     if layers_path is None:
-        layers = [
-            path
-            for path, module in language_model.named_modules()
-            if isinstance(module, torch.nn.ModuleList) and f"lang_encoder.{path}." in "\n".join(state_dict)
-        ]
-        layers_path = layers[0]
+        layers_path = next(
+            (
+                path
+                for path, module in language_model.named_modules()
+                if isinstance(module, torch.nn.ModuleList)
+                and any(key.startswith(f"lang_encoder.{path}.") for key in state_dict)
+            ),
+            None,
+        )
+    if layers_path is None:
+        raise WrongConfigError(
+            f"No layers of {type(language_model).__name__} have keys in this checkpoint: it was made for another "
+            "language model. Name the right one in lang_encoder_path, or its layers in decoder_layers_attr_name."
+        )
     rows = state_dict.get(f"lang_encoder.{embeddings}.weight")
     text_config.vocab_size = max(token_ids) + 1 if rows is None else rows.shape[0]
 
