@@ -533,6 +533,7 @@ def test_new_tokens_start_from_the_tables():
     text_model = language_model("llama")
     processor = SimpleNamespace(tokenizer=range(VOCAB + 2), image_token_id=VOCAB + 1, end_of_chunk_token_id=VOCAB)
     before = text_model.get_input_embeddings().weight.clone()
+    writing = text_model.generation_config.to_dict()
     model = FlamingoForConditionalGeneration.from_vision_text_pretrained(
         vision_model(), text_model, processor, **ADAPTER
     )
@@ -544,6 +545,7 @@ def test_new_tokens_start_from_the_tables():
     assert torch.equal(rows.output_rows, model.get_output_embeddings().weight[VOCAB:])
     assert model.generation_config.suppress_tokens == [VOCAB + 1]
     assert model.generation_config.eos_token_id == [VOCAB]
+    assert text_model.generation_config.to_dict() == writing
 
 
 @torch.no_grad()

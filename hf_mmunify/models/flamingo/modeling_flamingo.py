@@ -33,6 +33,7 @@ projected once a sequence, not once a token; padding images are never encoded; a
 images sees none for the surplus (the original: all of them at once); frames have the paper's time embeddings.
 """
 
+import copy
 import inspect
 import json
 import threading
@@ -1217,7 +1218,7 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
                 if adapter.token_rows.output_rows is not None:
                     head = text_model.get_output_embeddings().weight
                     adapter.token_rows.output_rows.copy_(head[config.trained_token_ids])
-        model.generation_config = text_model.generation_config
+        model.generation_config = copy.deepcopy(text_model.generation_config)  # the language model's stays as it is
         # CODEPATH: as above
         if config.end_of_chunk_token_id is not None:
             stops = model.generation_config.eos_token_id
