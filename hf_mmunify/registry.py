@@ -3,6 +3,10 @@
 A row maps an Auto class, of transformers or of `hf_mmunify.auto`, to the name of a class that `models/<model_type>`
 exports, or else of a public class of transformers. "AutoConfig" is in every row. "AutoImageProcessor" names the class
 for torchvision; the one for PIL has the same name and ends in "Pil".
+
+Where "AutoConfig" names a config of transformers, the architecture is native and the row completes it: its classes
+answer for that config, also where a native class did, which ours then extends or repairs under the same parameter
+names. Auto classes that the row does not name go on as before.
 """
 
 from importlib import import_module
@@ -40,10 +44,12 @@ def _class_named(name: str, module: ModuleType) -> type:
 def _register(model_type: str, row: dict[str, str]) -> None:
     """Make `model_type` known to the Auto classes, and its saved files loadable where nothing was imported."""
     # `auto_docstring` looks a model up by its folder, with dashes, and reports on stdout one that it does not know.
-    HARDCODED_CONFIG_FOR_MODELS[model_type.replace("_", "-")] = row["AutoConfig"]
+    HARDCODED_CONFIG_FOR_MODELS.setdefault(model_type.replace("_", "-"), row["AutoConfig"])
     module = import_module(f".models.{model_type}", __package__)
     config_class = _class_named(row["AutoConfig"], module)
-    transformers.AutoConfig.register(model_type, config_class)
+    is_native = row["AutoConfig"] not in vars(module)
+    if not is_native:
+        transformers.AutoConfig.register(model_type, config_class)
     classes = [config_class]
     for auto_name, name in row.items():
         if auto_name == "AutoImageProcessor":
@@ -54,9 +60,11 @@ def _register(model_type: str, row: dict[str, str]) -> None:
             classes += backends.values()
         elif auto_name != "AutoConfig":
             auto_class = getattr(auto if auto_name in auto.__all__ else transformers, auto_name)
-            auto_class.register(config_class, _class_named(name, module))
+            # transformers ignores, without a word, what is registered for a config of its own without `exist_ok`.
+            auto_class.register(config_class, _class_named(name, module), exist_ok=is_native)
             classes.append(_class_named(name, module))
-    hub.carry_stub(row, classes)
+    if not is_native:  # what a native config saves must stay loadable for those who have transformers alone
+        hub.carry_stub(row, classes)
 
 
 for _model_type, _row in ARCHITECTURES.items():

@@ -1,4 +1,4 @@
-"""Every architecture keeps every promise. A row of `tiny.py` is a column of tests here, one for each Auto class.
+"""Every architecture keeps every promise. A row of `tiny` is a column of tests here, one for each Auto class.
 
 What an architecture cannot keep is an exception of its row, with the reason. What takes several processes is done by
 `distributed/processes.py`, once for all tests that read from it.
@@ -224,7 +224,9 @@ def test_saves_and_loads_bit_equal(case, tmp_path):
     config = AutoConfig.from_pretrained(tmp_path)
     assert type(config) is type(model.config)
     saving_adds = {"architectures", "auto_map", "dtype"}
-    fields = [(config.to_diff_dict() | dict.fromkeys(saving_adds)) for config in (config, case.row.config())]
+    fields = [
+        (config.to_diff_dict() | dict.fromkeys(saving_adds)) for config in (config, case.row.config(case.auto_name))
+    ]
     assert fields[0] == fields[1]
 
 

@@ -161,9 +161,9 @@ PARTS = {
         lambda: {path.stem for path in (ROOT / "model_cards").glob("*.md")},
         "add model_cards/{x}.md with the sections of hf_mmunify.hub.CARD_SECTIONS",
     ),
-    "row of tests/tiny.py": (
+    "row of tests/tiny": (
         tiny_rows,
-        'add a row "{x}" to TINY in tests/tiny.py: its smallest config and one batch',
+        "add tests/tiny/{x}.py with a `ROW`: its smallest config and one batch",
     ),
     "row of README's table": (
         lambda: {
@@ -193,7 +193,7 @@ def test_every_architecture_has_every_part(part):
     assert not missing, "\n".join(f"{x} has no {part}: {how.format(x=x)}" for x in missing)
     # The other way round: nothing half-added. A native model may have a conversion, a card, a row and goldens too.
     unknown = sorted(present - set(ARCHITECTURES) - set(CONFIG_MAPPING))
-    if part in ("model folder", "conversion", "model card", "row of tests/tiny.py"):
+    if part in ("model folder", "conversion", "model card", "row of tests/tiny"):
         assert not unknown, f"{unknown} have a {part} but no row in hf_mmunify/registry.py: add it to ARCHITECTURES"
 
 

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from tiny import END_OF_CHUNK, IMAGE, VISION_TOWER
+from tiny import VISION_TOWER
+from tiny.flamingo import END_OF_CHUNK, IMAGE
 
 
 @dataclass(frozen=True)
