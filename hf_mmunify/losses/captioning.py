@@ -10,6 +10,7 @@ def causal_language_modeling_loss(
     num_items_in_batch: torch.Tensor | int | None = None,
     ignore_index: int = -100,
     shifted: bool = False,
+    label_smoothing: float = 0.0,
 ) -> torch.Tensor:
     """Negative log-likelihood of the next token, over the positions whose label counts.
 
@@ -25,6 +26,8 @@ def causal_language_modeling_loss(
             Label of positions that do not count.
         shifted (`bool`, *optional*, defaults to `False`):
             Whether `labels` hold the token that follows each position, instead of the one there.
+        label_smoothing (`float`, *optional*, defaults to 0.0):
+            How much of the target probability is spread over the whole vocabulary (BLIP: 0.1).
 
     Returns:
         `torch.Tensor`: the loss, a scalar in float32.
@@ -47,7 +50,11 @@ def causal_language_modeling_loss(
             f"{int(targets.min())} to {int(targets.max())}. Do tokenizer and embedding table belong together?"
         )
     total = nn.functional.cross_entropy(
-        logits.flatten(0, 1).float(), targets.flatten(), ignore_index=ignore_index, reduction="sum"
+        logits.flatten(0, 1).float(),
+        targets.flatten(),
+        ignore_index=ignore_index,
+        reduction="sum",
+        label_smoothing=label_smoothing,
     )
     if num_items_in_batch is None:
         return total / counted.sum().clamp(min=1)
