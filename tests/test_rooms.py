@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Room -> the rooms of hf_mmunify that it may import. An architecture is a room of its own: "own" is its model folder.
 MAY_IMPORT = {
-    "layers": {"layers"},
+    "layers": {"layers", "losses"},
     "losses": {"losses"},
     "evaluation": {"evaluation"},
     "models": {"own", "layers", "losses"},

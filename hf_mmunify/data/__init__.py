@@ -2,4 +2,5 @@
 
 from .digit_scenes import VOCABULARY, DigitScenes, PlacedDigit, Scene, load_digit_scenes
 from .interleaved import InterleavedCollator, InterleavedDocument
+from .masking import mask_tokens
 from .sources import load_rows

@@ -2,3 +2,7 @@
 
 Shapes at the ends of lines are written in the letters that the docstring of the file declares, batch first.
 """
+
+from .feature_queue import FeatureQueue
+from .momentum import MomentumMixin
+from .patch_dropout import keep_patches

@@ -1,13 +1,14 @@
 """Image and text of a pair nearer to each other than to those of other pairs, over all processes.
 
-B  pairs of this process     N  candidates: the pairs of all processes, and a queue     D  feature width     K  queue
+B  pairs of this process     N  candidates: pairs of all processes, and the queue     D  width     K  queue
 """
 
 import torch
 from torch import nn
 
 from .distillation import at_least_float32, soft_cross_entropy
-from .gathering import gather, gather_without_gradient, rank, world_size
+from .gathering import gather as gather_rows
+from .gathering import gather_without_gradient, rank, world_size
 
 
 GATHERS = ("full", "local", "none")
@@ -58,8 +59,8 @@ def contrastive_loss(
     if gather not in GATHERS:
         raise ValueError(f'gather is one of {", ".join(GATHERS)}, got "{gather}".')
     batch, is_alone = len(image_features), gather == "none" or world_size() == 1
-    all_images = image_features if is_alone else _gather(image_features)  # [N, D]
-    all_texts = text_features if is_alone else _gather(text_features)  # [N, D]
+    all_images = image_features if is_alone else gather_rows(image_features)  # [N, D]
+    all_texts = text_features if is_alone else gather_rows(text_features)  # [N, D]
     all_ids = image_ids if is_alone or image_ids is None else gather_without_gradient(image_ids)  # [N]
     rows = slice(None) if is_alone or gather == "full" else slice(rank() * batch, (rank() + 1) * batch)
     positions = torch.arange(len(all_images), device=image_features.device)[rows]
@@ -68,9 +69,6 @@ def contrastive_loss(
         for queries, candidates in ((all_images[rows], all_texts), (all_texts[rows], all_images))
     ]
     return (losses[0] + losses[1]) / 2
-
-
-_gather = gather  # inside of `contrastive_loss` the word is an argument
 
 
 def _cross_entropy(
@@ -121,11 +119,11 @@ def momentum_contrastive_loss(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Contrastive loss against a momentum teacher's features and queues of them, with the teacher's own soft targets.
 
-    "Image-text contrastive learning" with momentum distillation of ALBEF (Li et al. 2021, sections 3.2 and 3.3,
-    equation 6; salesforce/ALBEF@b9727e4 models/model_pretrain.py and model_retrieval.py) and of BLIP. Candidates are the
-    teacher's features of the batch, then the queue. With several processes the batch is that of all of them, in the
-    order of the ranks (the originals: that of this process alone), so that two processes learn what one learns from
-    the whole batch; row i of this process has its own pair at column `rank * batch + i`.
+    "Image-text contrastive learning" with momentum distillation of ALBEF (Li et al. 2021, sections 3.2 and 3.3;
+    salesforce/ALBEF@b9727e4 models/model_pretrain.py and model_retrieval.py) and of BLIP. Candidates are the teacher's
+    features of the batch, then the queue. With several processes the batch is that of all of them, in the order of the
+    ranks (the originals: that of this process alone), so that two processes learn what one learns from the whole
+    batch; row i of this process has its own pair at column `rank * batch + i`.
 
     Args:
         image_features, text_features (`torch.Tensor` of shape `(batch, width)`):

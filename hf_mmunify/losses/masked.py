@@ -27,7 +27,7 @@ def masked_language_modeling_loss(
             The tokens that were hidden, `ignore_index` elsewhere. Where nothing is hidden in any process the loss is
             zero, and so are its gradients.
         soft_logits (`torch.Tensor` of shape `(batch, sequence, vocabulary)`, *optional*):
-            A momentum teacher's scores (ALBEF, Li et al. 2021, equation 7); no gradient flows into them.
+            A momentum teacher's scores (ALBEF, Li et al. 2021, section 3.3); no gradient flows into them.
         alpha (`float`, *optional*, defaults to 0.0):
             Weight of the cross entropy against the teacher's softmax; that of the hidden token has `1 - alpha`.
         ignore_index (`int`, *optional*, defaults to -100):

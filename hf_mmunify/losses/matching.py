@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from .distillation import at_least_float32
 from .gathering import rank, world_size
 
 
@@ -66,7 +67,7 @@ def image_text_matching_loss(
             What the sum is divided by; the number of pairs here by default.
 
     Returns:
-        `torch.Tensor`: a scalar in float32.
+        `torch.Tensor`: a scalar, at least float32.
     """
-    total = nn.functional.cross_entropy(logits.float(), labels.to(logits.device), reduction="sum")
+    total = nn.functional.cross_entropy(at_least_float32(logits), labels.to(logits.device), reduction="sum")
     return total / (len(labels) if num_items is None else num_items)

@@ -6,8 +6,8 @@ import torch
 def hinge_ranking_loss(scores: torch.Tensor, margin: float = 0.2, hardest: bool = True) -> torch.Tensor:
     """Hinge loss of every pair against the others of its row and of its column.
 
-    VSE++ (Faghri et al. 2018, equations 5 and 6) and SCAN (Lee et al. 2018, equations 10 and 11), summed, not averaged,
-    over the batch as there: kuanghuei/SCAN@8063557 model.py, `ContrastiveLoss`.
+    VSE++ (Faghri et al. 2018) and SCAN (Lee et al. 2018, section 3.2), summed over the batch, not averaged, as there:
+    kuanghuei/SCAN@8063557 model.py, `ContrastiveLoss`.
 
     Args:
         scores (`torch.Tensor` of shape `(batch, batch)`):
