@@ -20,6 +20,11 @@ from . import auto, hub
 
 
 ARCHITECTURES: dict[str, dict[str, str]] = {
+    "clip": {
+        "AutoConfig": "CLIPConfig",
+        "AutoModelForImageTextRetrieval": "CLIPModel",
+        "AutoProcessor": "CLIPProcessor",
+    },
     "flamingo": {
         "AutoConfig": "FlamingoConfig",
         "AutoModel": "FlamingoModel",
