@@ -24,7 +24,7 @@ import transformers
 from filelock import FileLock
 from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
 from safetensors.torch import load_file
-from tiny import TINY, Tiny, auto_class
+from tiny import TINY, Tiny, auto_class, rows_of_answers
 from torch import nn
 from transformers import AutoConfig, AutoProcessor, GenerationMixin, Trainer, TrainingArguments, default_data_collator
 from transformers.utils import is_torchvision_available
@@ -100,9 +100,8 @@ def case(request) -> Case:
 
 
 def answer(outputs, batch: Batch) -> torch.Tensor:
-    """The first output beside the loss; of a text, only at tokens that are no padding."""
-    values = outputs.items() if isinstance(outputs, dict) else enumerate(outputs)
-    first = next(value for key, value in values if key != "loss").detach()
+    """What the model answers; of a text, only at tokens that are no padding."""
+    first = rows_of_answers(outputs).detach()
     mask = batch.get("attention_mask")
     return first[mask.bool()] if mask is not None and first.shape[:2] == mask.shape else first
 
@@ -352,9 +351,13 @@ def test_outputs_can_be_looked_into(case):
     with torch.no_grad():
         outputs = model(**batch, output_hidden_states=True, output_attentions=True)
         as_tuple = model(**batch, return_dict=False)
-    assert torch.equal(answer(outputs, batch), plain) and torch.equal(answer(as_tuple, batch), plain)
+        named = dict(zip(model(**batch), as_tuple, strict=True))
+    assert torch.equal(answer(outputs, batch), plain) and torch.equal(answer(named, batch), plain)
     layers = model.config.get_text_config().num_hidden_layers
-    found = {key: value for key, value in outputs.items() if key.endswith(("hidden_states", "attentions"))}
+    inner = {
+        f"{part}.{key}": v for part, tower in outputs.items() if isinstance(tower, dict) for key, v in tower.items()
+    }
+    found = {key: value for key, value in (outputs | inner).items() if key.endswith(("hidden_states", "attentions"))}
     assert any(len(value) >= layers + 1 for key, value in found.items() if "hidden_states" in key)
     attentions = {key: value for key, value in found.items() if "attentions" in key}
     assert attentions
@@ -421,8 +424,8 @@ def test_gradient_checkpointing_changes_nothing(case, reentrant):
     passes = {}
     for layer in model.modules():
         name = type(layer).__name__
-        if name in model._no_split_modules and any(p.requires_grad for p in layer.parameters()):
-            linear = next(module for module in layer.modules() if isinstance(module, nn.Linear))
+        linear = next((module for module in layer.modules() if isinstance(module, nn.Linear)), None)
+        if name in model._no_split_modules and linear and any(p.requires_grad for p in layer.parameters()):
             count = passes.setdefault(name, Counter())
             linear.register_forward_hook(lambda *_, count=count, linear=linear: count.update([linear]))
     model.activation_checkpointing_enable({"use_reentrant": reentrant})
@@ -526,6 +529,7 @@ def test_trainer_trains_evaluates_and_saves(case, tmp_path):
         save_steps=2,
         eval_strategy="steps",
         eval_steps=1,
+        label_names=list(case.row.labels(case.auto_name, batch)),
         use_cpu=True,
         disable_tqdm=True,
         dataloader_pin_memory=False,

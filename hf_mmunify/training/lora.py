@@ -34,6 +34,12 @@ class LoraPreset:
 
 
 PRESETS: dict[str, LoraPreset] = {
+    # Both towers are adapted; what leads from each into the shared space is small, and trained in full.
+    "clip": LoraPreset(
+        exclude_modules=r".*_projection",
+        modules_to_save=("visual_projection", "text_projection"),
+        full_precision=("visual_projection", "text_projection"),
+    ),
     # The language model is adapted, the adapter trained; the tower is small beside it, and everything rests on it.
     "flamingo": LoraPreset(
         exclude_modules=r"(.*\.)?(vision_model|adapter)\..*",

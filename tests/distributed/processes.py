@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import transformers
-from tiny import TINY, Tiny
+from tiny import TINY, Tiny, rows_of_answers
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -68,7 +68,7 @@ def loss_of(model: torch.nn.Module, bare: PreTrainedModel, batch: Batch) -> tupl
     """The loss of this rank's share as `Trainer` computes it, so that the ranks' mean gradient is the whole batch's.
 
     Returns:
-        The loss, and the first output beside it.
+        The loss, and what the model answers.
     """
     ranks = distributed.get_world_size() if distributed.is_initialized() else 1
     counted = {}
@@ -77,7 +77,7 @@ def loss_of(model: torch.nn.Module, bare: PreTrainedModel, batch: Batch) -> tupl
     else:
         ranks = 1
     outputs = model(**share(batch), **counted)
-    return outputs["loss"] * ranks, next(value for key, value in outputs.items() if key != "loss")
+    return outputs["loss"] * ranks, rows_of_answers(outputs)
 
 
 def gradients(row: Tiny, auto_name: str) -> Batch:
@@ -94,10 +94,13 @@ def sharded(row: Tiny, auto_name: str) -> Batch:
     model = row.model(auto_name).train()
     if distributed.is_initialized():
         mesh = init_device_mesh("cpu", (WORLD,))
+        # `fully_shard` refuses scalars, which native models have (temperatures). They stay whole on every rank, and
+        # get the same gradient there, because every rank computes the loss of the whole batch.
+        scalars = {p for p in model.parameters() if p.dim() == 0}
         for module in list(model.modules()):
             if type(module).__name__ in model._no_split_modules:
-                fully_shard(module, mesh=mesh)
-        fully_shard(model, mesh=mesh)
+                fully_shard(module, mesh=mesh, ignored_params=scalars)
+        fully_shard(model, mesh=mesh, ignored_params=scalars)
     loss, outputs = loss_of(model, model, row.training_batch(auto_name))
     loss.backward()
     measured = {"loss": loss, "outputs": outputs}

@@ -7,7 +7,7 @@ every promise. A row is the `ROW` of the module here that has the name of its ar
 from importlib import import_module
 from pathlib import Path
 
-from .row import IMAGE_SIZE, VISION_TOWER, WORDS, Tiny, auto_class, image_processor, word_tokenizer
+from .row import IMAGE_SIZE, VISION_TOWER, WORDS, Tiny, auto_class, image_processor, rows_of_answers, word_tokenizer
 
 
 TINY: dict[str, Tiny] = {
@@ -16,4 +16,14 @@ TINY: dict[str, Tiny] = {
     if path.stem not in ("__init__", "row")
 }
 
-__all__ = ["IMAGE_SIZE", "TINY", "VISION_TOWER", "WORDS", "Tiny", "auto_class", "image_processor", "word_tokenizer"]
+__all__ = [
+    "IMAGE_SIZE",
+    "TINY",
+    "VISION_TOWER",
+    "WORDS",
+    "Tiny",
+    "auto_class",
+    "image_processor",
+    "rows_of_answers",
+    "word_tokenizer",
+]

@@ -39,7 +39,7 @@ def processor() -> CLIPProcessor:
 ROW = Tiny(
     model_type="clip",
     settings={
-        "vision_config": {name: value for name, value in VISION_TOWER.items() if name != "model_type"},
+        "vision_config": {**VISION_TOWER, "initializer_range": 0.2},
         "text_config": {
             "hidden_size": 64,
             "intermediate_size": 128,
@@ -48,9 +48,11 @@ ROW = Tiny(
             "vocab_size": END_OF_TEXT + 1,
             "max_position_embeddings": 16,
             "pad_token_id": 1,
+            "bos_token_id": 0,
             "eos_token_id": END_OF_TEXT,
         },
         "projection_dim": 64,
+        "logit_scale_init_value": 0.0,
         "pad_token_id": 1,
     },
     inputs=inputs,

@@ -4,7 +4,7 @@ Nothing is read from elsewhere: weights are drawn, tokenizers built here, images
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -71,6 +71,16 @@ class Tiny:
         """Pictures of noise, each another one."""
         noise = np.random.default_rng(seed).integers(0, 256, (number, size, size, 3), dtype=np.uint8)
         return [Image.fromarray(pixels) for pixels in noise]
+
+
+def rows_of_answers(outputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """What a model answers, a row for each example: its first output beside the loss.
+
+    Of one that compares every image of a batch with every text, the embeddings of both, side by side.
+    """
+    if "logits_per_image" in outputs:
+        return torch.cat([outputs[name].flatten(1) for name in ("image_embeds", "text_embeds")], dim=1)
+    return next(value for key, value in outputs.items() if key != "loss")
 
 
 def auto_class(name: str) -> type:

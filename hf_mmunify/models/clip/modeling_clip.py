@@ -158,6 +158,11 @@ def sin_cos_positions(grid: int, width: int) -> torch.Tensor:
     return torch.cat([table.new_zeros(1, width), table]).float()
 
 
+def _normalised(features: torch.Tensor) -> torch.Tensor:
+    """Features [B, D] of length 1, rounded as transformers rounds them."""
+    return features / features.pow(2).sum(dim=-1, keepdim=True).pow(0.5)
+
+
 class CLIPVisionModel(transformers.CLIPVisionModel):
     """CLIP's vision tower, which encodes only some of the patches while it trains, and pools as it is told.
 
@@ -331,10 +336,10 @@ class CLIPModel(transformers.CLIPModel):
             **kwargs,
         )
         text_outputs = self.get_text_features(input_ids, attention_mask, position_ids, **kwargs)
-        image_embeds = nn.functional.normalize(vision_outputs.pooler_output, dim=-1)  # [B_i, D]
-        text_embeds = nn.functional.normalize(text_outputs.pooler_output, dim=-1)  # [B_t, D]
+        image_embeds = _normalised(vision_outputs.pooler_output)  # [B_i, D]
+        text_embeds = _normalised(text_outputs.pooler_output)  # [B_t, D]
         logit_scale = self.logit_scale.exp()
-        logits_per_image = logit_scale * image_embeds @ text_embeds.T  # [B_i, B_t]
+        logits_per_text = text_embeds @ image_embeds.T * logit_scale  # [B_t, B_i]
         loss = None
         if return_loss or (return_loss is None and image_ids is not None):
             loss = contrastive_loss(
@@ -342,8 +347,8 @@ class CLIPModel(transformers.CLIPModel):
             )
         return CLIPOutput(
             loss=loss,
-            logits_per_image=logits_per_image,
-            logits_per_text=logits_per_image.T,
+            logits_per_image=logits_per_text.T,
+            logits_per_text=logits_per_text,
             text_embeds=text_embeds,
             image_embeds=image_embeds,
             text_model_output=text_outputs,
@@ -352,14 +357,13 @@ class CLIPModel(transformers.CLIPModel):
 
     def encode_images(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         """What retrieval keeps of images `[B, 3, H, W]`: `features` `[B, D]`, normalised."""
-        return {"features": nn.functional.normalize(self.get_image_features(pixel_values).pooler_output, dim=-1)}
+        return {"features": _normalised(self.get_image_features(pixel_values).pooler_output)}
 
     def encode_texts(
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None
     ) -> dict[str, torch.Tensor]:
         """What retrieval keeps of texts `[B, T]`: `features` `[B, D]`, normalised."""
-        features = self.get_text_features(input_ids, attention_mask).pooler_output
-        return {"features": nn.functional.normalize(features, dim=-1)}
+        return {"features": _normalised(self.get_text_features(input_ids, attention_mask).pooler_output)}
 
     def similarities(self, image_features: torch.Tensor, text_features: torch.Tensor) -> torch.Tensor:
         """Cosines `[I, T]` of images' features `[I, D]` and texts' `[T, D]`."""
