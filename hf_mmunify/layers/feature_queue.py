@@ -73,9 +73,8 @@ class FeatureQueue(nn.Module):
                     f"{list(features.shape)}."
                 )
         if (ids is not None) != self.with_ids:
-            raise ValueError(
-                f"the queue was made with_ids={self.with_ids}, and {'no ' if ids is None else ''}ids came."
-            )
+            came = "no ids" if ids is None else "ids"
+            raise ValueError(f"the queue was made with_ids={self.with_ids}, but {came} came with the features.")
         images, texts = (gather_without_gradient(features) for features in (image_features, text_features))
         number = len(images)
         kept = slice(max(0, number - self.queue_size), number)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from .feature_queue import FeatureQueue
 
@@ -67,15 +68,17 @@ class MomentumMixin:
                 How much a copy keeps of itself, from 0 to 1 (ALBEF, BLIP: 0.995). In bfloat16 a step of 1 - decay is
                 mostly lost to rounding: train in float32 with autocast.
         """
-        # Inside of its forward the root of `fully_shard` holds gathered weights, a change of which would be lost.
-        is_sharded = isinstance(self, FSDPModule)
-        if is_sharded:
+        # In its forward the root of `fully_shard` has gathered weights in their place: a change of these would be lost.
+        is_gathered = isinstance(self, FSDPModule) and not all(isinstance(p, DTensor) for p in self.parameters())
+        if is_gathered:
+            self.set_reshard_after_forward(True, recurse=False)
             self.reshard()
         for followed, copy in self._followed_and_copy():
             if isinstance(copy, nn.Parameter) and copy.is_floating_point():
                 copy.lerp_(followed.to(copy.dtype), 1 - decay)
-        if is_sharded:
+        if is_gathered:
             self.unshard()
+            self.set_reshard_after_forward(False, recurse=False)
 
     def _followed_and_copy(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Each tensor of the copies once, behind the one it follows."""
