@@ -369,9 +369,35 @@ def test_archives_that_are_no_torch_files(tmp_path):
         archive.writestr("readme.txt", "nothing here")
     with pytest.raises(NotACheckpointError, match=r"zip archive, but not of torch.*1: readme\.txt"):
         read(path)
-    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), path)
-    with pytest.raises(NotACheckpointError, match="TorchScript program"):
-        read(path)
+
+
+class Scripted(torch.nn.Module):
+    """What TorchScript keeps beside weights: constants, typed lists and dicts, buffers that are not persistent."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(2.0))
+        self.blocks = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2).half())
+        self.register_buffer("input_resolution", torch.tensor(224))
+        self.names, self.sizes, self.places, self.ratio = ["a", "b"], [1, 2], {"a": 1}, (1, 2.0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        count = len(self.names) + self.sizes[0] + self.places["a"] + self.ratio[0] + self.input_resolution
+        return self.blocks[0](x) * self.scale + count
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("how", ["script", "trace"])
+def test_torchscript_programs_give_their_weights_and_are_not_run(tmp_path, monkeypatch, how):
+    module, path = Scripted(), tmp_path / "program.pt"
+    program = torch.jit.script(module) if how == "script" else torch.jit.trace(module, torch.ones(1, 2))
+    torch.jit.save(program, path)
+    for loader in ("torch.jit.load", "torch.load"):
+        monkeypatch.setattr(loader, lambda *_, **__: pytest.fail("the program was loaded to be run"))
+    weights, expected = read(path), module.state_dict()
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[key], tensor) for key, tensor in expected.items())
+    assert all(weights[key].dtype == tensor.dtype for key, tensor in expected.items())
 
 
 # --- what wants to be run -----------------------------------------------------------------------------------------

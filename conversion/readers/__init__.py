@@ -5,6 +5,7 @@
 | safetensors: a file, or shards with their `*.index.json` | `safetensors` |
 | torch files, zip or legacy; pickles of arrays | `torch.load(weights_only=True)`, else `pickled`, which runs nothing |
 | a pickled `nn.Module` | the same; its state dict, without the package that defines it |
+| a TorchScript program | `pickled`: the weights of its modules; its code is not even read |
 | TensorFlow V2 checkpoints (`*.index` and `*.data-*`) | `tensorflow`, without TensorFlow |
 | flax msgpack | `flax`, without flax or jax |
 """
@@ -145,9 +146,7 @@ def _read_zip(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
     if any(name.endswith("/constants.pkl") for name in names):
-        raise NotACheckpointError(
-            f"{path.name} is a TorchScript program. Load it where it was made and save its `state_dict()`."
-        )
+        return pickled.read_zip(path)  # a TorchScript program, which `torch.load` would run
     if sum(name.endswith("data.pkl") for name in names) != 1:
         raise NotACheckpointError(
             f"{path.name} is a zip archive, but not of torch; unpack it. It has {listing(names)}."

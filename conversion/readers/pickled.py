@@ -23,7 +23,7 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
 def read_zip(path: Path) -> Any:
-    """What `torch.save` wrote, in its zip format."""
+    """What `torch.save` wrote, in its zip format; or `torch.jit.save`, whose format holds code beside the same."""
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
         program = next(name for name in names if name.endswith("data.pkl"))
@@ -65,7 +65,9 @@ def read_stream(path: Path) -> Any:
 
 
 def plain(tree: Any) -> Any:
-    """The tree with every pickled `nn.Module` in it replaced by its state dict."""
+    """The tree with every pickled `nn.Module`, and every module of TorchScript, replaced by its state dict."""
+    if _is_scripted(tree):
+        return _scripted_state_dict(tree)
     if isinstance(tree, Record) and "_modules" in vars(tree):
         return _state_dict(tree)
     if isinstance(tree, Mapping) and not isinstance(tree, Record):
@@ -81,6 +83,21 @@ def _state_dict(module: "Record", prefix: str = "") -> dict[str, torch.Tensor]:
     for name, child in state["_modules"].items():
         if child is not None:
             tensors |= _state_dict(child, f"{prefix}{name}.")
+    return tensors
+
+
+def _is_scripted(tree: Any) -> bool:
+    return isinstance(tree, Record) and type(tree).__module__.partition(".")[0] == "__torch__"
+
+
+def _scripted_state_dict(module: "Record", prefix: str = "") -> dict[str, torch.Tensor]:
+    """TorchScript keeps parameters, buffers and children side by side, as plain attributes, among constants."""
+    tensors = {}
+    for name, value in vars(module).items():
+        if isinstance(value, torch.Tensor):
+            tensors[prefix + name] = value
+        elif _is_scripted(value):
+            tensors |= _scripted_state_dict(value, f"{prefix}{name}.")
     return tensors
 
 
@@ -217,6 +234,9 @@ HARMLESS: dict[str, Any] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": lambda data, *_: data,
+    # TorchScript's typed lists and dicts
+    **{f"torch.jit._pickle.build_{kind}list": lambda values: values for kind in ("int", "double", "bool", "tensor")},
+    "torch.jit._pickle.restore_type_tag": lambda value, _type: value,
     "torch.device": lambda *arguments: ":".join(map(str, arguments)),
     "torch.Size": tuple,
     "numpy.ndarray": np.ndarray,
