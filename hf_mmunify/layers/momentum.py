@@ -68,7 +68,7 @@ class MomentumMixin:
                 How much a copy keeps of itself, from 0 to 1 (ALBEF, BLIP: 0.995). In bfloat16 a step of 1 - decay is
                 mostly lost to rounding: train in float32 with autocast.
         """
-        # In its forward the root of `fully_shard` has gathered weights in their place: a change of these would be lost.
+        # In its forward the root of `fully_shard` has gathered weights in place: a change of these would be lost.
         is_gathered = isinstance(self, FSDPModule) and not all(isinstance(p, DTensor) for p in self.parameters())
         if is_gathered:
             self.set_reshard_after_forward(True, recurse=False)
