@@ -171,7 +171,18 @@ class CLIPVisionModel(transformers.CLIPVisionModel):
 
     def __init__(self, config: CLIPVisionConfig):
         super().__init__(config)
-        if VisionOptions.of(config).pos_embed_type == "sin_cos_2d":
+        self.freeze_positions()
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with `output_loading_info`
+        model.freeze_positions()  # loading makes parameters anew, and with them what is trained
+        return loaded
+
+    def freeze_positions(self) -> None:
+        """Leave a fixed table of positions out of training."""
+        if VisionOptions.of(self.config).pos_embed_type == "sin_cos_2d":
             self.embeddings.position_embedding.requires_grad_(False)
 
     @torch.no_grad()
@@ -247,6 +258,13 @@ class CLIPModel(transformers.CLIPModel):
         super().__init__(config)
         self.vision_model = CLIPVisionModel._from_config(config.vision_config)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.vision_model.freeze_positions()
+        return loaded
 
     @can_return_tuple
     def get_text_features(
