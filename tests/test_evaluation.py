@@ -16,9 +16,14 @@ from hf_mmunify.evaluation import (
     QUESTION_TEMPLATE,
     FewShotEvaluator,
     accuracy,
+    bleu,
     cider,
+    class_accuracy,
+    clip_accuracy,
     exact_match,
     normalize_vqa_answer,
+    rouge_l,
+    top_k_accuracy,
     vqa_accuracy,
 )
 from hf_mmunify.models.flamingo import FlamingoProcessor
@@ -287,9 +292,21 @@ def test_videos_are_examples_too():
         ("none", "0"),
         ("u.s.a.", "usa"),
         ("9:30", "9:30"),
+        ("co-op", "co op"),
+        ("co-op - yes", "coop yes"),
+        ("1,000 co-op", "1000 coop"),
+        ("y'alld've", "y'all'd've"),
+        ("somebody'd", "somebodyd"),
+        ("twas him", "'twas him"),
+        ("im here", "im here"),
+        ("shes", "shes"),
+        (".5", ".5"),
+        ("5.", "5"),
+        ("(None)", "0"),
     ],
 )
 def test_answers_are_compared_as_the_challenge_does(answer, expected):
+    """Expected are the answers of the challenge's own program, GT-Vision-Lab/VQA@a013f00."""
     assert normalize_vqa_answer(answer) == expected
 
 
@@ -301,6 +318,9 @@ def test_vqa_accuracy_is_the_average_over_nine_of_ten_people():
         others = [min(sum(a == "Yes." for j, a in enumerate(people) if j != i) / 3, 1) for i in range(10)]
         assert value == pytest.approx(sum(others) / 10)
     assert vqa_accuracy(["yes", "no"], ["Yes", "yes"]) == {"vqa_accuracy": 0.5}
+    # of people who all wrote the same the challenge compares answers as they are written, others normalised
+    assert vqa_accuracy(["Yes.", " yes\n"], [["yes"] * 10] * 2) == {"vqa_accuracy": 0.5}
+    assert vqa_accuracy(["Yes."], [["yes"] * 9 + ["no"]]) == {"vqa_accuracy": 1.0}
     with pytest.raises(ValueError, match="Question 0 has no reference answer"):
         vqa_accuracy(["yes"], [[]])
 
@@ -308,7 +328,7 @@ def test_vqa_accuracy_is_the_average_over_nine_of_ten_people():
 def test_exact_match_and_accuracy():
     assert exact_match(["Red ", "blue", "one"], ["red", ["green", "Blue"], "two"]) == {"exact_match": 2 / 3}
     assert accuracy([1, 2, 3, 4], torch.tensor([1, 2, 0, 4])) == {"accuracy": 0.75}
-    for metric in (exact_match, accuracy, vqa_accuracy, cider):
+    for metric in (exact_match, accuracy, vqa_accuracy, cider, bleu, rouge_l):
         with pytest.raises(ValueError, match=r"got 1 prediction\(s\) and 2 reference\(s\)"):
             metric(["a"], ["a", "b"])
         with pytest.raises(ValueError, match="at least one"):
@@ -336,6 +356,40 @@ def test_cider_by_hand():
         cider(right, [right[0], []])
 
 
+CAPTIONS = {
+    "a man rides a brown horse on the beach": [
+        "a man riding a horse on the beach",
+        "a man rides a horse along the sea",
+    ],
+    "two dogs play with a red ball in the grass": [
+        "two dogs are playing with a ball",
+        "dogs in the grass play with a red ball",
+    ],
+    "a plate of food with rice and beans": ["a plate with rice beans and meat"],
+    "the cat sleeps": ["a black cat is sleeping on a couch", "the cat sleeps on the sofa", "a cat"],
+    "a bus bus bus on the street": ["a red bus drives down the street", "a double decker bus on a city street"],
+}
+
+
+def test_captions_score_as_in_pycocoevalcap():
+    """Values of pycocoevalcap 1.2; it adds 1e-9 to the counts of BLEU."""
+    predictions, references = list(CAPTIONS), list(CAPTIONS.values())
+    assert cider(predictions, references)["cider"] == pytest.approx(2.757517745294824, rel=1e-12)
+    assert rouge_l(predictions, references)["rouge_l"] == pytest.approx(0.6739990692440083, rel=1e-12)
+    expected = [0.8648648648414902, 0.7165985720635979, 0.5552350503507171, 0.4200171107593854]
+    scores = bleu(predictions, references)
+    assert next(iter(scores)) == "bleu4"  # which the evaluators take for the score
+    assert [scores[f"bleu{n}"] for n in (1, 2, 3, 4)] == pytest.approx(expected, rel=1e-9)
+
+
+def test_captions_that_have_nothing_to_count():
+    assert bleu(["", "."], ["a dog", "a cat"]) == {"bleu4": 0.0, "bleu1": 0.0, "bleu2": 0.0, "bleu3": 0.0}
+    assert rouge_l(["", "a"], ["a dog", ["", "a"]]) == {"rouge_l": 0.5}
+    assert bleu(["a dog"], ["a dog"])["bleu4"] == 0.0  # it has no four words in a row
+    with pytest.raises(ValueError, match="Image 1 has no reference caption"):
+        rouge_l(["a", "b"], ["a", []])
+
+
 @pytest.mark.slow
 def test_cider_equals_pycocoevalcap():
     scorer = pytest.importorskip("pycocoevalcap.cider.cider").Cider()
@@ -347,3 +401,38 @@ def test_cider_equals_pycocoevalcap():
     expected, _ = scorer.compute_score(dict(enumerate(references)), {i: [text] for i, text in enumerate(predictions)})
     assert 1 < expected < 9
     assert cider(predictions, references)["cider"] == pytest.approx(expected, rel=1e-12)
+
+
+# Classes -----------------------------------------------------------------------------------------------------------
+
+
+def test_confusion_says_which_class_is_taken_for_which():
+    result = class_accuracy([0, 1, 1, 2, 0, 0], torch.tensor([0, 1, 2, 2, 1, 0]), ["up", "down", "left", "right"])
+    assert result["confusion"] == [[2, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
+    assert result["by_class"] == {"up": 1.0, "down": 0.5, "left": 0.5}  # nothing was to the right
+    assert result["accuracy"] == pytest.approx(4 / 6) and result["mean_class_accuracy"] == pytest.approx(2 / 3)
+    for labels, message in (([0, 4], "from 0 to 3; got"), ([0, -1], "from 0 to 3"), ([0.0, 1.0], "got torch.float32")):
+        with pytest.raises(ValueError, match=message):
+            class_accuracy(labels, [0, 1], ["up", "down", "left", "right"])
+
+
+def test_top_k_counts_places():
+    scores = torch.tensor([[0.1, 0.5, 0.4], [0.3, 0.2, 0.5], [0.2, 0.2, 0.2]])
+    assert top_k_accuracy(scores, [1, 1, 0], ks=(1, 2, 3)) == {"top1": 1 / 3, "top2": 1 / 3, "top3": 1.0}
+    assert top_k_accuracy(scores[:2], [2, 0]) == {"top1": 0.0, "top5": 1.0}
+    for wrong, ks in ((scores[0], (1,)), (scores, (0,)), (scores * torch.nan, (1,))):
+        with pytest.raises(ValueError, match=r"scores \[N, C\] without NaN and ks from 1 on; got"):
+            top_k_accuracy(wrong, [1, 1, 1], ks)
+
+
+def test_clips_of_a_video_are_averaged_after_the_softmax():
+    """One very sure clip does not outvote two others, as it would if logits were averaged."""
+    logits = torch.tensor([[50.0, 0.0], [0.0, 0.0], [0.0, 3.0], [0.0, 3.0], [0.0, 3.0], [9.0, 0.0]])
+    videos, labels = ["a", "b", "a", "a", "b", "b"], [1, 1, 1, 1, 1, 1]
+    assert clip_accuracy(logits, videos, labels, ks=(1, 2)) == {"top1": 0.5, "top2": 1.0}
+    assert logits[[0, 2, 3]].mean(dim=0).argmax() == 0
+    assert clip_accuracy(logits, torch.arange(6), labels) == {"top1": 0.5, "top5": 1.0}
+    with pytest.raises(ValueError, match="Clips of video 'a' have different classes"):
+        clip_accuracy(logits, videos, [1, 1, 0, 1, 1, 1])
+    with pytest.raises(ValueError, match=r"got 2 prediction\(s\) and 6 reference"):
+        clip_accuracy(logits, ["a", "b"], labels)

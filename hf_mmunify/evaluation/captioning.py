@@ -1,7 +1,9 @@
-"""CIDEr-D: how well captions agree with what people wrote, by the n-grams that are telling in the whole set.
+"""How well captions agree with what people wrote: CIDEr-D, by the n-grams that are telling in the set, BLEU, ROUGE-L.
 
-Paper: CIDEr: Consensus-based Image Description Evaluation (Vedantam et al., 2015). Values as in published tables come
-from `pycocoevalcap` with its own tokenizer, which needs Java; on texts that both split alike the two agree.
+Papers: CIDEr: Consensus-based Image Description Evaluation (Vedantam et al., 2015); BLEU: a Method for Automatic
+Evaluation of Machine Translation (Papineni et al., 2002); ROUGE: A Package for Automatic Evaluation of Summaries (Lin,
+2004). Values as in published tables come from `pycocoevalcap` with its own tokenizer, which needs Java; on texts that
+both split alike all three agree.
 """
 
 import math
@@ -15,6 +17,7 @@ from .classification import check_lengths
 _WORD = re.compile(r"[\w']+")
 _LONGEST = 4  # n-grams of 1 to 4 words
 _SIGMA = 6.0  # of the penalty on a difference in length
+_RECALL = 1.2  # how much more recall weighs than precision in ROUGE-L, as in pycocoevalcap
 
 
 def _ngrams(caption: str) -> list[Counter]:
@@ -23,6 +26,15 @@ def _ngrams(caption: str) -> list[Counter]:
     return [
         Counter(tuple(words[start : start + n]) for start in range(len(words) - n + 1)) for n in range(1, _LONGEST + 1)
     ]
+
+
+def _captions(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> list[list[str]]:
+    """The captions of people for each image, of which there must be one."""
+    check_lengths(predictions, references)
+    people = [[reference] if isinstance(reference, str) else list(reference) for reference in references]
+    if not all(people):
+        raise ValueError(f"Image {people.index([])} has no reference caption: leave it out.")
+    return people
 
 
 def _weigh(counts: list[Counter], rarity: list[dict], unseen: float) -> list[dict]:
@@ -57,10 +69,7 @@ def cider(predictions: Sequence[str], references: Sequence[str | Sequence[str]])
     Raises:
         ValueError: when their numbers differ or are 0, or an image has no reference.
     """
-    check_lengths(predictions, references)
-    people = [[reference] if isinstance(reference, str) else list(reference) for reference in references]
-    if not all(people):
-        raise ValueError(f"Image {people.index([])} has no reference caption: leave it out.")
+    people = _captions(predictions, references)
     counted = [[_ngrams(caption) for caption in captions] for captions in people]
     unseen = math.log(len(people))
     rarity = []
@@ -79,4 +88,71 @@ def cider(predictions: Sequence[str], references: Sequence[str | Sequence[str]])
     return {"cider": 10 * total / len(predictions)}
 
 
-__all__ = ["cider"]
+def bleu(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> dict[str, float]:
+    """BLEU of all captions together: `{"bleu4": ..., "bleu1": ..., "bleu2": ..., "bleu3": ...}`, each from 0 to 1.
+
+    The length that a caption should have is that of the reference nearest to its own.
+
+    Args:
+        predictions (`Sequence[str]`): `[N]`, one caption an image.
+        references (`Sequence`): `[N]`, the captions of people for each image, or one string.
+
+    Raises:
+        ValueError: when their numbers differ or are 0, or an image has no reference.
+    """
+    right, written = [0] * _LONGEST, [0] * _LONGEST
+    length = wanted = 0
+    for prediction, captions in zip(predictions, _captions(predictions, references)):
+        own, others = _ngrams(prediction), [_ngrams(caption) for caption in captions]
+        length += own[0].total()
+        wanted += min((abs(other[0].total() - own[0].total()), other[0].total()) for other in others)[1]
+        for n in range(_LONGEST):
+            most = Counter()
+            for other in others:
+                most |= other[n]
+            right[n] += (own[n] & most).total()
+            written[n] += own[n].total()
+    brevity = math.exp(min(0.0, 1 - wanted / length)) if length else 0.0
+    scores, logarithm = {}, 0.0
+    for n in range(_LONGEST):
+        logarithm += math.log(right[n] / written[n]) if right[n] else -math.inf
+        scores[f"bleu{n + 1}"] = brevity * math.exp(logarithm / (n + 1))
+    return {"bleu4": scores.pop("bleu4"), **scores}
+
+
+def _longest_common(one: list[str], other: list[str]) -> int:
+    """Words of the longest sequence that both have, with gaps."""
+    row = [0] * (len(other) + 1)
+    for word in one:
+        diagonal = 0
+        for place, match in enumerate(other, start=1):
+            best = diagonal + 1 if word == match else max(row[place], row[place - 1])
+            diagonal, row[place] = row[place], best
+    return row[-1]
+
+
+def rouge_l(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> dict[str, float]:
+    """ROUGE-L, the mean over images: `{"rouge_l": ...}` from 0 to 1.
+
+    Of several references the best precision and the best recall count, also when they are not those of the same one.
+
+    Args:
+        predictions (`Sequence[str]`): `[N]`, one caption an image.
+        references (`Sequence`): `[N]`, the captions of people for each image, or one string.
+
+    Raises:
+        ValueError: when their numbers differ or are 0, or an image has no reference.
+    """
+    total = 0.0
+    for prediction, captions in zip(predictions, _captions(predictions, references)):
+        own = _WORD.findall(prediction.lower())
+        others = [_WORD.findall(caption.lower()) for caption in captions]
+        common = [_longest_common(own, other) for other in others]
+        if any(common):
+            precision = max(common) / len(own)
+            recall = max(words / len(other) for words, other in zip(common, others) if other)
+            total += (1 + _RECALL**2) * precision * recall / (recall + _RECALL**2 * precision)
+    return {"rouge_l": total / len(predictions)}
+
+
+__all__ = ["bleu", "cider", "rouge_l"]
