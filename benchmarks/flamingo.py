@@ -9,12 +9,19 @@ layers of width 512, a vision tower of 12 layers of width 384, 64 latents, a blo
 
 Times are processor seconds of this process, so that other work on the machine disturbs them little; the contenders
 take turns in every round, and a ratio is taken within its round. Peak memory is that of a fresh process for each.
+
+`--precision mixed` trains as the recipes of all three do: what is computed is autocast to bfloat16, what is trained
+stays in float32. Ours keeps its frozen parts in bfloat16, as its recipe says; `--frozen bfloat16`: all do.
+`--device cuda --size large` is for an accelerator: 24 layers of width 2048, a ViT-L/14, and a clock that waits for the
+device. `--compile` adds ours, compiled (decoding with a static cache).
 """
 
 import argparse
+import copy
 import importlib
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -35,6 +42,7 @@ from hf_mmunify.models.flamingo import FlamingoConfig, FlamingoForConditionalGen
 
 VOCABULARY, IMAGE, END_OF_CHUNK = 8194, 8193, 8192
 NEW_TOKENS = [END_OF_CHUNK, IMAGE]
+ROWS = 1  # how many times the rows of each batch are repeated
 TEXT = {
     "vocab_size": VOCABULARY,
     "hidden_size": 512,
@@ -54,6 +62,16 @@ VISION = {
     "image_size": 224,
     "patch_size": 16,
 }
+
+
+def enlarge() -> None:
+    """The sizes of a language model of a billion parameters and of CLIP's ViT-L/14, with four times the rows."""
+    global ROWS
+    ROWS = 4
+    TEXT.update(hidden_size=2048, intermediate_size=5504, num_hidden_layers=24, num_attention_heads=16)
+    VISION.update(
+        hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, patch_size=14
+    )
 
 
 class Tower(nn.Module):
@@ -190,6 +208,7 @@ def idefics() -> nn.Module:
 def inputs(length: int, *images: int) -> dict[str, torch.Tensor]:
     """Rows of text with so many `images` each, evenly spread from the first token on; short rows are padded."""
     generator = torch.Generator().manual_seed(0)
+    images = images * ROWS
     ids = torch.randint(3, 8000, (len(images), length), generator=generator)
     side = VISION["image_size"]
     pixels = torch.zeros(len(images), max(images), 3, side, side)
@@ -202,23 +221,43 @@ def inputs(length: int, *images: int) -> dict[str, torch.Tensor]:
 
 
 class Contender:
-    """One model behind one interface: `loss(batch)` and `generate(batch, tokens)`."""
+    """One model behind one interface: `train_step(batch)`, `prefill(batch)` and `generate(batch, tokens)`."""
 
-    def __init__(self, name: str, theirs: nn.Module | None = None):
+    def __init__(self, name: str, theirs: nn.Module | None = None, device: str = "cpu"):
         self.name = name
-        self.model = {"open_flamingo": lambda: theirs, "ours": lambda: ours(theirs), "idefics": idefics}[name]()
+        make = {"open_flamingo": lambda: theirs, "ours": lambda: ours(theirs), "idefics": idefics}
+        self.model = make[name]().to(device)
+        self.run = self.model  # what computes: the model, or its compiled form
+        self.device, self.precision = device, "float32"
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=1e-5)
 
+    def mix_precision(self, frozen: torch.dtype) -> None:
+        """Compute in bfloat16 from now on, with what is frozen kept in `frozen`."""
+        self.precision = "mixed"
+        for parameter in self.model.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(frozen)
+
+    def compiled(self) -> "Contender":
+        """The same model behind `torch.compile`."""
+        other = copy.copy(self)
+        other.name, other.run = f"{self.name}_compiled", torch.compile(self.model, dynamic=False)
+        return other
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "mixed")
+
     def call(self, batch: dict[str, torch.Tensor]) -> dict:
+        batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
         ids, pixels = batch["ids"], batch["pixels"]
-        if self.name == "ours":
+        if self.name.startswith("ours"):
             found = {"input_ids": ids, "pixel_values": pixels, "attention_mask": torch.ones_like(ids)}
             return found if batch["mask"].all() else {**found, "image_mask": batch["mask"]}
         if self.name == "open_flamingo":
             return {"lang_x": ids, "vision_x": pixels[:, :, None], "attention_mask": torch.ones_like(ids)}
         number = (ids == IMAGE).cumsum(1)[..., None]
-        seen = (number == torch.arange(1, pixels.shape[1] + 1)).long()
+        seen = (number == torch.arange(1, pixels.shape[1] + 1, device=self.device)).long()
         return {
             "input_ids": ids,
             "pixel_values": pixels,
@@ -227,31 +266,38 @@ class Contender:
         }
 
     def forward(self, batch: dict[str, torch.Tensor]):
-        return self.model(**self.call(batch), labels=batch["ids"].masked_fill(batch["ids"] == IMAGE, -100))
+        labels = batch["ids"].masked_fill(batch["ids"] == IMAGE, -100).to(self.device)
+        return self.run(**self.call(batch), labels=labels)
 
     def train_step(self, batch: dict[str, torch.Tensor]) -> None:
         self.model.train()
-        self.forward(batch).loss.backward()
+        with self.autocast():
+            loss = self.forward(batch).loss
+        loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
     @torch.no_grad()
     def prefill(self, batch: dict[str, torch.Tensor]) -> None:
         self.model.eval()
-        self.model(**self.call(batch))
+        with self.autocast():
+            self.run(**self.call(batch))
 
     @torch.no_grad()
     def generate(self, batch: dict[str, torch.Tensor], tokens: int, **settings) -> torch.Tensor:
         self.model.eval()
         settings.update(max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
-        return self.model.generate(**self.call(batch), **settings)
+        if self.run is not self.model:
+            settings.update(cache_implementation="static")  # with it, `generate` compiles each step
+        with self.autocast():
+            return self.model.generate(**self.call(batch), **settings)
 
     def seconds_a_token(self, batch: dict[str, torch.Tensor], tokens: int = 16) -> float:
         """Of decoding alone: from the first new token to the last, the prompt and its images not counted."""
         clock = []
 
         def tick(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-            clock.append(time.process_time())
+            clock.append(now())
             return scores
 
         self.generate(batch, tokens + 1, logits_processor=[tick])
@@ -276,21 +322,29 @@ def compare(theirs: Contender, mine: Contender) -> dict[str, float]:
         "gradients": worst,
     }
     same = torch.equal(theirs.generate(batch, 4), mine.generate(batch, 4))
-    if found["logits"] > 1e-4 or found["gradients"] > 1e-4 or not same:
+    if found["logits"] > 1e-4 * max(1, a.logits.abs().max().item()) or found["gradients"] > 1e-4 or not same:
         raise SystemExit(f"The outputs differ, so their times say nothing: {found}, generations equal: {same}.")
     for contender in (theirs, mine):
         contender.optimizer.zero_grad()
     return found
 
 
+def now() -> float:
+    """Processor seconds of this process; with an accelerator, the time once it has done all it was given."""
+    if not torch.cuda.is_initialized():
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def seconds(work: Callable[[], None]) -> float:
-    start = time.process_time()
+    start = now()
     work()
-    return time.process_time() - start
+    return now() - start
 
 
-def measure(contenders: list[Contender], rounds: int) -> dict[str, dict[str, list[float]]]:
-    """Seconds of every task, for every contender, round by round."""
+def measure(contenders: list[Contender], rounds: int, only: str) -> dict[str, dict[str, list[float]]]:
+    """Seconds of every task whose name `only` matches, for every contender, round by round."""
     training = {
         "3 images a row": inputs(256, 3, 3),
         "1 to 5 images a row": inputs(256, 1, 2, 3, 5),
@@ -303,9 +357,12 @@ def measure(contenders: list[Contender], rounds: int) -> dict[str, dict[str, lis
     for images in (1, 3, 8, 32):
         prompt = inputs(64, images, images)
         tasks[f"decoded token, {images} image{'s' * (images > 1)}"] = lambda c, p=prompt: c.seconds_a_token(p)
+    tasks = {task: run for task, run in tasks.items() if re.search(only, task)}
     found = {task: {contender.name: [] for contender in contenders} for task in tasks}
-    for contender in contenders:
-        contender.train_step(training["3 images a row"])  # the first step allocates
+    warm_up = list(tasks.values()) if torch.cuda.is_initialized() else list(tasks.values())[:1]
+    for run in warm_up:  # the first step allocates, and compiles what is compiled
+        for contender in contenders:
+            run(contender)
     for number in range(rounds):
         for task, run in tasks.items():
             for contender in contenders[number % len(contenders) :] + contenders[: number % len(contenders)]:
@@ -313,9 +370,10 @@ def measure(contenders: list[Contender], rounds: int) -> dict[str, dict[str, lis
     return found
 
 
-def peak_memory(name: str) -> float:
-    """Peak resident megabytes of a fresh process that trains one step of `name`."""
-    command = [sys.executable, __file__, "--peak", name]
+def peak_memory(name: str, arguments: argparse.Namespace) -> float:
+    """Peak megabytes of a fresh process that trains one step of `name`: resident, or on the accelerator."""
+    command = [sys.executable, __file__, "--peak", name, "--device", arguments.device, "--size", arguments.size]
+    command += ["--precision", arguments.precision, "--frozen", arguments.frozen]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
@@ -340,28 +398,53 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="how often every contender does every task")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
+    parser.add_argument("--only", default="", help="a regular expression: the names of the tasks to measure")
+    parser.add_argument("--compile", action="store_true", help="ours a second time, compiled")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute")
+    parser.add_argument("--precision", choices=("float32", "mixed"), default="float32", help="of what is computed")
+    parser.add_argument(
+        "--frozen", choices=("float32", "bfloat16"), default="float32", help="of the peers' frozen parts"
+    )
+    parser.add_argument("--size", choices=("small", "large"), default="small", help="of the models and batches")
     parser.add_argument("--output", type=Path, help="a json file for all measured seconds")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     torch.set_num_threads(arguments.threads)
+    if arguments.size == "large":
+        enlarge()
+    on_accelerator = arguments.device != "cpu"
     path = os.environ.get("OPEN_FLAMINGO")
+
+    def prepare(contender: Contender) -> None:
+        if arguments.precision == "mixed":
+            contender.mix_precision(torch.bfloat16 if contender.name == "ours" else getattr(torch, arguments.frozen))
+
     if arguments.peak:
-        theirs = open_flamingo(path) if arguments.peak == "open_flamingo" else None
-        contender = Contender(arguments.peak, theirs)
+        name = arguments.peak.removesuffix("_compiled")
+        theirs = open_flamingo(path) if name == "open_flamingo" else None
+        contender = Contender(name, theirs, arguments.device)
         del theirs
+        prepare(contender)
+        if name != arguments.peak:
+            contender = contender.compiled()
         contender.train_step(inputs(256, 3, 3))
         status = Path("/proc/self/status").read_text()  # unlike getrusage, it does not remember the parent's peak
-        print(int(status.split("VmHWM:")[1].split()[0]) / 1024)
+        resident = int(status.split("VmHWM:")[1].split()[0]) / 1024
+        print(torch.cuda.max_memory_allocated() / 2**20 if on_accelerator else resident)
         return
     theirs = open_flamingo(path) if path else None
-    contenders = [Contender("ours", theirs), Contender("idefics")]
+    contenders = [Contender(name, theirs, arguments.device) for name in ("ours", "idefics")]
     if path:
-        contenders.insert(0, Contender("open_flamingo", theirs))
+        contenders.insert(0, Contender("open_flamingo", theirs, arguments.device))
         print("outputs differ by at most", compare(contenders[0], contenders[1]))
     else:
         print("OPEN_FLAMINGO is not set: its column is left out")
-    found = measure(contenders, arguments.rounds)
-    memory = {contender.name: peak_memory(contender.name) for contender in contenders}
+    for contender in contenders:
+        prepare(contender)
+    if arguments.compile:
+        contenders.append(next(contender for contender in contenders if contender.name == "ours").compiled())
+    found = measure(contenders, arguments.rounds, arguments.only)
+    memory = {contender.name: peak_memory(contender.name, arguments) for contender in contenders}
     print(table(found, memory))
     if arguments.output:
         arguments.output.write_text(json.dumps({"seconds": found, "megabytes": memory}, indent=2))

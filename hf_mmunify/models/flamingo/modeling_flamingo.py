@@ -336,6 +336,9 @@ class FlamingoAttention(nn.Module):
         """
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         query = self.split_heads(self.q_proj(hidden_states))  # [B, H, T, D]
+        on_cpu = query.device.type == "cpu" and query.dtype == torch.bfloat16
+        if self.config._attn_implementation == "sdpa" and on_cpu and attention_mask is None:
+            attend = eager_attention_forward  # the CPU's fused kernel takes 2 to 6 times as long, forward and backward
         if groups is None:
             output, weights = attend(
                 self, query, key, value, attention_mask, scaling=self.scaling, is_causal=False
