@@ -1,0 +1,2 @@
+from .configuration_albef import *
+from .modeling_albef import *
