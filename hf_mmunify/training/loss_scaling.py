@@ -179,6 +179,8 @@ class TaskTrainer(Trainer):
             super().create_optimizer(model)
         if is_new and self.multi_task_weights is not None and self.multi_task_weights.is_learned:
             self.optimizer.add_param_group({"params": list(self.multi_task_weights.parameters()), "weight_decay": 0.0})
+            # `Trainer` zeroes the gradients of its model, and of nothing else
+            self.optimizer.register_step_post_hook(lambda *_: self.multi_task_weights.zero_grad())
         return self.optimizer
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -60,7 +60,7 @@ class MultiTaskWeights(nn.Module):
         """
         missing = [name for name in self.names if losses.get(name) is None]
         if missing:
-            found = [name for name in losses if "loss" in name]
+            found = [name for name, value in losses.items() if "loss" in name and value is not None]
             raise ValueError(f"The model returned no {missing}, only {found}: name those, or pass what they need.")
         terms = torch.stack([losses[name].mean() for name in self.names])  # [N]
         if self.is_learned:
