@@ -18,6 +18,7 @@
 | `processor(original_config)` | optional: the processor to save beside the model |
 | `CONTAINERS`, `PREFIXES` | optional: see `hf_mmunify.conversion.engine.read_originals` |
 
+A `config` is that of the model, and its `architectures` name the class, where heads differ in more than their keys.
 Our keys are written as a model with a head has them; for the bare base model the engine takes its prefix off. Keys of
 `ALIASES` and `derived` are checked where a checkpoint has them, supplied where it lacks them, and always exported.
 The module ends with `convert, export = bind(__name__)`.

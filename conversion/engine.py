@@ -153,7 +153,7 @@ def export(model: PreTrainedModel, architecture: str | Conversion | None = None)
             f"`{name_of(module)}` has no rule that leads from these keys of {type(model).__name__} to the original: "
             f"{listing(homeless)}. If the model was changed (adapters, added layers), export it before that."
         )
-    return {**_copies(module, model.config, originals), **originals}
+    return {**_copies(module, _config_with_class(model), originals), **originals}
 
 
 def export_tensors(
@@ -176,7 +176,7 @@ def _backward(
     module: Conversion, model: PreTrainedModel, tensors: Mapping[str, torch.Tensor]
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
     """Our tensors under the authors' names, and the names (as the key map writes them) of those left over."""
-    key_map = key_map_of(module, model.config)
+    key_map = key_map_of(module, _config_with_class(model))
     names = Names.of(model, key_map)
     ours = {names.prefix + name: tensor.detach() for name, tensor in tensors.items()}
     originals, left = {}, []
@@ -343,11 +343,19 @@ def skeleton(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> Pr
     """
     try:
         with torch.device("meta"):
-            return model_class(config)
+            model = model_class(config)
     except REFUSALS as error:
         raise WrongConfigError(
             f"{model_class.__name__} cannot be built from this configuration: {_one_line(error)}"
         ) from error
+    _config_with_class(model)
+    return model
+
+
+def _config_with_class(model: PreTrainedModel) -> PreTrainedConfig:
+    """The model's config, which names its class, as saving it does: heads of one config may differ in their names."""
+    model.config.architectures = [type(model).__name__]
+    return model.config
 
 
 def _one_line(error: Exception) -> str:

@@ -20,6 +20,15 @@ from . import auto, hub
 
 
 ARCHITECTURES: dict[str, dict[str, str]] = {
+    "blip": {
+        "AutoConfig": "BlipConfig",
+        "AutoModelForImageTextRetrieval": "BlipForImageTextRetrieval",
+        "AutoModelForImageTextToText": "BlipForConditionalGeneration",
+        "AutoModelForPreTraining": "BlipForPreTraining",
+        "AutoModelForVisualQuestionAnswering": "BlipForQuestionAnswering",
+        "AutoModelForVisualReasoning": "BlipForImagesAndTextClassification",
+        "AutoProcessor": "BlipProcessor",
+    },
     "clip": {
         "AutoConfig": "CLIPConfig",
         "AutoModelForImageTextRetrieval": "CLIPModel",

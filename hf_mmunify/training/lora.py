@@ -34,6 +34,13 @@ class LoraPreset:
 
 
 PRESETS: dict[str, LoraPreset] = {
+    # Towers, both cross-attentions included, are adapted, the momentum copies are not; heads are small and trained.
+    "blip": LoraPreset(
+        target_modules=r"(.*\.)?(vision_model|text_encoder|bert)\.encoder\..*"
+        r"\.(query|key|value|dense|dense0|dense1|qkv|projection|fc1|fc2)",
+        modules_to_save=("itm_head", "vision_proj", "text_proj", "cls_head", "merge_layer"),
+        full_precision=("itm_head", "vision_proj", "text_proj", "cls_head", "merge_layer", "decoder"),
+    ),
     # Both towers are adapted; what leads from each into the shared space is small, and trained in full.
     "clip": LoraPreset(
         exclude_modules=r".*_projection",

@@ -32,7 +32,8 @@ class Tiny:
         processor: makes its processor.
         lora: modules that a LoRA adapts, as `peft.LoraConfig(target_modules=...)` takes them.
         wake: opens, in a fresh model, what training would open (gates that start at zero), so that every part acts.
-        exceptions: promise of `test_conformance.py` (the name of its test) -> why this architecture cannot keep it.
+        exceptions: promise of `test_conformance.py` (the name of its test) -> why this architecture cannot keep it;
+            with an Auto class in brackets behind it, for that class alone.
     """
 
     model_type: str
