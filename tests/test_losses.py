@@ -26,6 +26,7 @@ from hf_mmunify.losses import (
     matching_targets,
     momentum_contrastive_loss,
     optimal_transport,
+    pad_to_longest,
     rank,
     sample_hard_negatives,
     soft_cross_entropy,
@@ -105,9 +106,17 @@ def hidden_nowhere(images, texts, scale):
     return masked_language_modeling_loss(logits[:, None], torch.full((len(images), 1), -100))
 
 
-def hinge(hardest: bool):
+def hinge(hardest: bool, own: bool = False, with_ids: bool = False):
+    """Of all pairs in every process, or of its own against all."""
+
     def loss(images, texts, scale):
-        return hinge_ranking_loss(gather(images) @ gather(texts).t() * scale, margin=0.5, hardest=hardest)
+        all_images, all_texts = gather(images), gather(texts)
+        settings = {"margin": 0.5, "hardest": hardest}
+        if not own:
+            return hinge_ranking_loss(all_images @ all_texts.t() * scale, **settings)
+        ids = share(IDS) if with_ids else None
+        others = texts @ all_images.t() * scale
+        return hinge_ranking_loss(images @ all_texts.t() * scale, text_to_image=others, image_ids=ids, **settings)
 
     return loss
 
@@ -135,6 +144,8 @@ LOSSES = {
     "masked-nowhere": hidden_nowhere,
     "hinge": hinge(False),
     "hinge-hardest": hinge(True),
+    "hinge-own": hinge(False, own=True),
+    "hinge-own-hardest-ids": hinge(True, own=True, with_ids=True),
     "matching": matching,
 }
 SEPARATE = {"contrastive-separate": contrastive("none", False)}
@@ -158,6 +169,8 @@ def measure() -> dict[str, dict[str, torch.Tensor]]:
     draws = [sample_hard_negatives(weights, torch.Generator().manual_seed(seed)) for seed in range(5)]
     own = sample_hard_negatives(weights[:, :3], torch.Generator().manual_seed(0))
     measured["draws"] = {"of all": torch.stack(draws), "of a few": own}
+    states = pad_to_longest(random(2, 3 + 2 * rank(), 4, seed=11).requires_grad_())
+    measured["sequences"] = {"states": gather(states).detach()}
     measured["place"] = {"rank": torch.tensor(rank()), "world": torch.tensor(world_size())}
     return measured
 
@@ -208,6 +221,14 @@ def test_equal_seeds_draw_the_negatives_of_one_process(measurements):
     assert all((measured["draws"]["of a few"] < 3).all() for measured in ranks)
     assert [int(measured["place"]["rank"]) for measured in ranks] == [0, 1]
     assert [int(measured["place"]["world"]) for measured in (alone, *ranks)] == [1, 2, 2]
+
+
+def test_sequences_are_gathered_at_the_length_of_the_longest(measurements):
+    _, ranks = measurements
+    short, long = (random(2, length, 4, seed=11) for length in (3, 5))
+    for measured in ranks:
+        states = measured["sequences"]["states"]
+        assert torch.equal(states[:2, :3], short) and not states[:2, 3:].any() and torch.equal(states[2:], long)
 
 
 def test_alone_nothing_is_gathered():
@@ -389,6 +410,21 @@ def test_hinge_counts_every_wrong_pair_or_the_hardest():
     )
     assert math.isclose(hinge_ranking_loss(scores, 0.2), 0.1 + 0.3 + 0.4 + 0.6 + 0.1, abs_tol=1e-6)
     assert hinge_ranking_loss(scores[:1, :1]) == 0
+
+
+def test_hinge_spares_pairs_of_the_same_image():
+    scores = random(3, 3)
+    assert hinge_ranking_loss(scores, 9.0, image_ids=torch.tensor([4, 4, 4])) == 0
+    two = hinge_ranking_loss(scores, 9.0, hardest=False, image_ids=torch.tensor([4, 5, 4]))
+    wrong = 9 + scores[[0, 1, 1, 2], [1, 0, 2, 1]]  # the others show the same image
+    rows = wrong - scores.diagonal()[[0, 1, 1, 2]]
+    columns = wrong - scores.diagonal()[[1, 0, 2, 1]]
+    torch.testing.assert_close(two, rows.sum() + columns.sum())
+
+
+def test_sequences_alone_are_as_long_as_they_are():
+    states = random(2, 3, 4)
+    assert pad_to_longest(states) is states
 
 
 # -- Transport --------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """What the processes of a training run tell each other: the rows of all of them, with or without their gradient."""
 
 import torch
-from torch import distributed
+from torch import distributed, nn
 
 
 def world_size() -> int:
@@ -30,6 +30,24 @@ def gather_without_gradient(tensor: torch.Tensor) -> torch.Tensor:
     parts = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())]
     distributed.all_gather(parts, tensor.contiguous())
     return torch.cat(parts)
+
+
+def pad_to_longest(tensor: torch.Tensor) -> torch.Tensor:
+    """Sequences as long as the longest of all processes, filled up with zeros, so that they can be gathered.
+
+    Args:
+        tensor (`torch.Tensor` of shape `(batch, sequence, ...)`):
+            This process's states of sequences, or their mask.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, longest, ...)`: `tensor` itself where one process is alone.
+    """
+    if world_size() == 1:
+        return tensor
+    longest = torch.tensor(tensor.shape[1], device=tensor.device)
+    distributed.all_reduce(longest, distributed.ReduceOp.MAX)
+    filler = [0, 0] * (tensor.dim() - 2) + [0, int(longest) - tensor.shape[1]]
+    return nn.functional.pad(tensor, filler)
 
 
 class _Gather(torch.autograd.Function):
