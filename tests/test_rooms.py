@@ -27,10 +27,12 @@ MAY_IMPORT = {
     "evaluation": {"evaluation"},
     "models": {"own", "layers", "losses"},
     "data": {"data", "layers", "losses", "evaluation"},
-    "training": {"training", "data", "layers", "losses", "evaluation", "auto"},
+    "training": {"training", "data", "layers", "losses", "evaluation", "auto", "hub"},
     "hub": {"auto", "model_cards"},
     "auto": set(),
+    "embedding_index": {"auto", "data", "evaluation"},
     "registry": {"auto", "hub", "models"},
+    "tasks": {"auto", "registry"},
     "conversion": {"conversion", "own", "registry"},
 }
 FORBIDDEN_NAMES = {"utils", "common", "helpers", "misc"}

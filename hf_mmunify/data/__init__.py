@@ -1,6 +1,20 @@
 """What models learn from: digit scenes, the offline data of every task, and documents of text and images."""
 
+from .collators import (
+    CaptioningCollator,
+    LabelCollator,
+    PreTrainingCollator,
+    QuestionAnsweringCollator,
+    RetrievalCollator,
+    TaskCollator,
+    VideoClassificationCollator,
+    VisualEntailmentCollator,
+    VisualReasoningCollator,
+    answer_vocabulary,
+    human_answers,
+)
 from .digit_scenes import VOCABULARY, DigitScenes, PlacedDigit, Scene, load_digit_scenes
 from .interleaved import InterleavedCollator, InterleavedDocument
 from .masking import mask_tokens
-from .sources import load_rows
+from .pictures import as_frames, as_picture
+from .sources import DigitSceneRows, load_rows

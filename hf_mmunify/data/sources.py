@@ -2,12 +2,34 @@
 
 from pathlib import Path
 
+import torch
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
 
-from .digit_scenes import load_digit_scenes
+from .digit_scenes import DigitScenes, load_digit_scenes
 
 
 DIGIT_SCENES = "digit-scenes"
+
+
+class DigitSceneRows(torch.utils.data.Dataset):
+    """Digit scenes that are drawn when they are asked for, images as arrays: nothing is stored, encoded or decoded.
+
+    Args:
+        task (`str`): Which (`hf_mmunify.data.digit_scenes.TASKS`).
+        size (`int`): How many.
+        split (`str`, defaults to "train"), settings: As of [`DigitScenes`].
+    """
+
+    def __init__(self, task: str, size: int, split: str = "train", **settings):
+        self.task, self.size, self.scenes = task, size, DigitScenes(split, **settings)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> dict:
+        if not 0 <= index < self.size:  # which also ends a loop over all rows
+            raise IndexError(f"There are {self.size} rows, no row {index}.")
+        return self.scenes.example(self.task, index)
 
 
 def load_rows(
@@ -43,4 +65,4 @@ def load_rows(
     return rows if size is None else rows.take(size)
 
 
-__all__ = ["DIGIT_SCENES", "load_rows"]
+__all__ = ["DIGIT_SCENES", "DigitSceneRows", "load_rows"]
