@@ -37,6 +37,9 @@ JUSTIFIED = {
     r"No decoder-only language modeling head": "the class has no head",
     r"no `base_model_class`": "upstream tests rotary embeddings on the base model",
     r"partial rope|axial RoPE": "no part of the model has rotary embeddings of that kind",
+    r"RoPE": "no part of the model has rotary embeddings",
+    r"doesn't use `inputs_embeds`": "the class takes ids alone",
+    r"does not have a TP plan": "the class has no plan for tensor parallelism",
     r"sliding_window": "no part of the model has a sliding window",
     r"test_resize_position_vector": "the class does not resize its table of positions",
     r"_keep_in_fp32_modules": "the class keeps nothing in float32",
@@ -109,4 +112,17 @@ FLAMINGO = Row(
 )
 
 
-ROWS: dict[str, Row] = {"flamingo": FLAMINGO}
+# CLIP --------------------------------------------------------------------------------------------------------------
+
+CLIP_TOWERS = "hidden states and attentions lie in the outputs of the two towers, as in the native model"
+
+CLIP = Row(
+    skips={
+        "test_attention_outputs": CLIP_TOWERS,
+        "test_hidden_states_output": CLIP_TOWERS,
+        "test_retain_grad_hidden_states_attentions": CLIP_TOWERS,
+    },
+)
+
+
+ROWS: dict[str, Row] = {"clip": CLIP, "flamingo": FLAMINGO}

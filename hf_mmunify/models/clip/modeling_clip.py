@@ -174,6 +174,12 @@ class CLIPVisionModel(transformers.CLIPVisionModel):
         self.freeze_positions()
 
     @classmethod
+    def is_custom_code(cls) -> bool:
+        # As for the native tower: for code outside of transformers, initialisation skips layers whose own parameters
+        # are all set, also those that then set their children's (attention, MLP)
+        return False
+
+    @classmethod
     def from_pretrained(cls, *args, **kwargs):
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # with `output_loading_info`
@@ -260,11 +266,28 @@ class CLIPModel(transformers.CLIPModel):
         self.post_init()
 
     @classmethod
+    def is_custom_code(cls) -> bool:
+        return False  # as `CLIPVisionModel`
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if module is self:
+            init.constant_(self.logit_scale, self.config.logit_scale_init_value)
+
+    @classmethod
     def from_pretrained(cls, *args, **kwargs):
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         model.vision_model.freeze_positions()
         return loaded
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The words; transformers' class has none, so that no token can be added to it."""
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_model.set_input_embeddings(value)
 
     @can_return_tuple
     def get_text_features(
