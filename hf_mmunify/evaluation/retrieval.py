@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 
 
@@ -143,12 +143,12 @@ def taken_inputs(inputs: Mapping[str, Any], model: PreTrainedModel, method: Call
     }
 
 
-def text_settings(model: PreTrainedModel, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """How the model's processor is asked to read texts: padded to the longest, cut at the limit; `options` win.
+def text_settings(config: PreTrainedConfig, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """How the processor of a model is asked to read texts: padded to the longest, cut at the limit; `options` win.
 
     SigLIP saw texts of 64 tokens in training and has no mask, so its padding is part of the text.
     """
-    fixed = {"padding": "max_length", "max_length": 64} if model.config.model_type in _WITHOUT_MASK else {}
+    fixed = {"padding": "max_length", "max_length": 64} if config.model_type in _WITHOUT_MASK else {}
     return {"padding": True, "truncation": True, "return_tensors": "pt", **fixed, **(options or {})}
 
 
@@ -389,7 +389,7 @@ class RetrievalEvaluator:
         self.match_batch_size = match_batch_size
         self.block_size = block_size
         self.cache_device = None if cache_device is None else torch.device(cache_device)
-        self.text_settings = text_settings(model, text_options)
+        self.text_settings = text_settings(model.config, text_options)
         self.image_column = image_column
         self.text_column = text_column
         self.id_column = id_column

@@ -83,7 +83,7 @@ class ZeroShotClassifier:
     def _encode_classes(self, templates: list[str]) -> torch.Tensor:
         self.model.eval()
         prompts = [template.replace("{}", name) for name in self.class_names for template in templates]
-        settings, encode = text_settings(self.model), self.retriever.encode_texts
+        settings, encode = text_settings(self.model.config), self.retriever.encode_texts
         features = [
             encode(**taken_inputs(self.processor(text=batch, **settings), self.model, encode))["features"]
             for batch in batches(prompts, self.batch_size)
