@@ -16,6 +16,7 @@
 | `complete(config, missing, original_config)` | optional: {our key: tensor} for `missing`, which `COMPLETE` names |
 | `head_from_state_dict(state_dict, original_config)` | optional: the head, when the caller names none |
 | `processor(original_config)` | optional: the processor to save beside the model |
+| `config_in_checkpoint(checkpoint)` | optional: their configuration, if the caller gives none and the file holds it |
 | `CONTAINERS`, `PREFIXES` | optional: see `hf_mmunify.conversion.engine.read_originals` |
 
 A `config` is that of the model, and its `architectures` name the class, where heads differ in more than their keys.

@@ -126,7 +126,10 @@ def convert(
     module = conversion_module(architecture)
     original_config = as_original_config(module, original_config)
     dtype = _float_dtype(dtype)
-    originals = read_originals(module, checkpoint)
+    tree = checkpoint if isinstance(checkpoint, Mapping) else read(checkpoint)
+    if original_config is None:
+        original_config = declared(module, "CONFIG_IN_CHECKPOINT", tree) or None
+    originals = read_originals(module, tree, is_shared=tree is checkpoint)
     model_class = head_class(module, head, originals, original_config)
     model = skeleton(model_class, our_config(module, original_config, originals))
     return _filled(model, map_originals(module, model, originals, original_config).tensors, dtype)
@@ -213,18 +216,20 @@ class _Originals(dict):
         )
 
 
-def read_originals(module: Conversion, checkpoint: str | Path | Mapping[str, Any]) -> dict[str, Any]:
+def read_originals(
+    module: Conversion, checkpoint: str | Path | Mapping[str, Any], is_shared: bool = True
+) -> dict[str, Any]:
     """The tensors of a checkpoint under the authors' names, out of the wrappings of training scripts.
 
     Containers (`CONTAINERS`, such as `{"model": ..., "epoch": 3}`) are opened; trees are joined with `/`, lists of
     state dicts with `.`; a prefix that every key has (`PREFIXES`, such as `module.`) is taken off. A module that needs
-    others declares its own.
+    others declares its own. Tensors of a state dict that others hold too (`is_shared`) are copied.
 
     Raises:
         NotACheckpointError: there are no tensors in it.
     """
     tree = checkpoint if isinstance(checkpoint, Mapping) else read(checkpoint)
-    is_shared = tree is checkpoint
+    is_shared = is_shared and tree is checkpoint
     containers = vars(module).get("CONTAINERS", CONTAINERS)
     prefixes = vars(module).get("PREFIXES", PREFIXES)
     while isinstance(tree, Mapping) and (inside := [name for name in containers if _is_tree(tree.get(name))]):

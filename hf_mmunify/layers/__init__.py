@@ -6,3 +6,4 @@ Shapes at the ends of lines are written in the letters that the docstring of the
 from .feature_queue import FeatureQueue
 from .momentum import MomentumMixin
 from .patch_dropout import keep_patches
+from .regions import Regions, detect_regions, pad_regions
