@@ -223,7 +223,10 @@ def _lasting(settings: Any) -> Any:
 
 def _as_tower(part: Part, model: PreTrainedModel, processor: ProcessorMixin) -> _Tower:
     """Half of a whole model."""
-    retriever = as_retrieval_model(model)
+    try:
+        retriever = as_retrieval_model(model)
+    except ValueError as error:
+        raise EmbeddingIndexError(str(error)) from error
     if not isinstance(retriever, EmbeddingModel):
         raise EmbeddingIndexError(
             f"{type(model).__name__} reads images and texts in pairs and has no embeddings to keep: use a model of "

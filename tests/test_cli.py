@@ -2,22 +2,28 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import retrieval_parts
 import torch
 import yaml
 from fakehub import FakeHub
 from golden_case import GoldenCase
+from PIL import Image
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
 from hf_mmunify import __version__, cli
 from hf_mmunify.conversion import flamingo
 from hf_mmunify.conversion.engine import export
+from hf_mmunify.data import DigitScenes
+from hf_mmunify.embedding_index import EmbeddingIndex
 from hf_mmunify.registry import ARCHITECTURES
 
 
@@ -247,3 +253,115 @@ def test_the_command_converts_and_pushes(files, tmp_path):
     assert {"config.json", "model.safetensors", "README.md"} <= pushed.keys()
     assert pushed["model.safetensors"] == (tmp_path / "model" / "model.safetensors").read_bytes()
     assert b"user/flamingo-tiny" in pushed["README.md"]
+
+
+# --- an index of images -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A folder of seven pictures, one of them in a folder of its own, and two models with processors."""
+    folder = tmp_path_factory.mktemp("index")
+    (folder / "photos" / "2019").mkdir(parents=True)
+    (folder / "more").mkdir()
+    for place, row in enumerate(DigitScenes("test").examples("retrieval", 9)):
+        name = ("more/" if place > 6 else "photos/2019/" if place == 3 else "photos/") + f"{place}.png"
+        Image.fromarray(np.asarray(row["image"])).save(folder / name)
+    for family in ("clip", "vilt"):
+        retrieval_parts.model(family).save_pretrained(folder / family)
+        retrieval_parts.processor(family).save_pretrained(folder / family)
+    return folder
+
+
+def build(photos, out, *options):
+    return cli.main(["index", "build", str(out), str(photos / "photos"), "--model", str(photos / "clip"), *options])
+
+
+def test_an_index_from_build_to_remove(photos, tmp_path, capsys):
+    out = tmp_path / "photos.index"
+    assert build(photos, out, "--batch-size", "3") == 0
+    assert f"Wrote {out}: 7 images, features [16] of CLIPModel {photos / 'clip'}" in capsys.readouterr().out
+    assert cli.main(["index", "query", str(out), "--image", str(photos / "photos" / "2019" / "3.png"), "-k", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and lines[0].split() == ["1.0000", "2019/3.png"]
+    assert cli.main(["index", "add", str(out), str(photos / "more")]) == 0
+    assert f"Added 2 images to {out}: 9" in capsys.readouterr().out
+    assert cli.main(["index", "remove", str(out), "2019/3.png", "0.png"]) == 0
+    assert "Removed 2 images" in capsys.readouterr().out
+    texts = ["a red seven", "a blue one"]
+    assert cli.main(["index", "query", str(out), "--text", *texts, "-k", "20", "--json"]) == 0
+    answers = json.loads(capsys.readouterr().out)
+    assert [answer["query"] for answer in answers] == texts
+    expected = EmbeddingIndex.load(out).query(text=texts, k=20)
+    assert [[tuple(match.values()) for match in answer["matches"]] for answer in answers] == expected
+    assert {match.id for match in expected[0]} == {"1.png", "2.png", "4.png", "5.png", "6.png", "7.png", "8.png"}
+    assert cli.main(["index", "query", str(out), "--text", *texts, "-k", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[::2] == texts and lines[1].split()[1] == expected[0][0].id
+    assert cli.main(["index", "info", str(out)]) == 0
+    assert "7 images, features [16] of CLIPModel" in capsys.readouterr().out
+
+
+def test_building_an_index_again_needs_a_word(photos, tmp_path, capsys):
+    out = tmp_path / "index"
+    assert build(photos, out, "--size", "2") == 0
+    before = contents(out)
+    assert build(photos, out) == 2
+    assert_one_line(capsys, f"There is an index in {out}. Name another folder")
+    assert contents(out) == before
+    assert build(photos, out, "--overwrite", "--dtype", "bfloat16") == 0
+    assert EmbeddingIndex.load(out).fingerprint.dtype == "bfloat16" and len(EmbeddingIndex.load(out)) == 7
+
+
+def test_an_index_of_a_dataset(photos, tmp_path, capsys):
+    options = ["--model", str(photos / "clip"), "--split", "test", "--size", "4", "--id-column", "caption"]
+    assert cli.main(["index", "build", str(tmp_path / "index"), "digit-scenes", *options]) == 0
+    captions = [row["caption"] for row in DigitScenes("test").examples("retrieval", 4)]
+    assert EmbeddingIndex.load(tmp_path / "index").ids == captions
+
+
+@pytest.mark.parametrize(
+    "command, text",
+    [
+        ("build {new} {folder}/absent --model {folder}/clip", "absent"),
+        ("build {new} {folder}/photos --model {folder}/absent", "absent"),
+        ("build {new} {folder}/photos --model {folder}/vilt", "reads images and texts in pairs"),
+        ("build {new} {folder}/photos --model {folder}/clip --device nowhere", "clip cannot be loaded: "),
+        ("build {folder}/no/index {folder}/photos --model {folder}/clip", "cannot be a folder"),
+        ("build {broken}/broken.png {folder}/photos --model {folder}/clip", "it is a file"),
+        ("build {broken} {folder}/photos --model {folder}/clip", "is not empty and holds no index"),
+        ("build {new} {broken} --model {folder}/clip", "broken.png cannot be read as an image"),
+        ("add {index} {folder}/photos", "Two images have the id '0.png'"),
+        ("add {new} {folder}/photos", "There is no index in"),
+        ("add {index} digit-scenes --id-column name", "has the columns"),
+        ("remove {index} 1.png 9.png", "The index has no '9.png' (1 of 2 are unknown)"),
+        ("query {index} --image {broken}/broken.png", "broken.png cannot be read as an image"),
+        ("query {index} --image {folder}/absent.png", "absent.png cannot be read as an image"),
+        ("info {folder}/photos", "it has no index.json"),
+    ],
+)
+def test_errors_about_an_index_are_one_line(photos, tmp_path, capsys, command, text):
+    index, broken = tmp_path / "index", tmp_path / "broken"
+    broken.mkdir()
+    (broken / "broken.png").write_bytes(b"not a picture")
+    assert build(photos, index, "--size", "3") == 0
+    before = contents(index)
+    places = {"folder": photos, "index": index, "new": tmp_path / "new", "broken": broken}
+    assert cli.main(["index", *command.format(**places).split()]) == 2
+    assert_one_line(capsys, text)
+    assert contents(index) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken", "index"]
+
+
+def test_the_command_asks_an_index_of_another_process(photos, tmp_path, capsys, monkeypatch):
+    """Built in one process by a relative path, asked in another from elsewhere; then the model changes."""
+    monkeypatch.chdir(photos)
+    shutil.copytree("clip", tmp_path / "clip")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["index", "build", "index", str(photos / "photos"), "--model", "clip"]) == 0
+    command = [sys.executable, "-m", "hf_mmunify", "index", "query", str(tmp_path / "index"), "--text", "a red seven"]
+    asked = subprocess.run(command, cwd=photos, capture_output=True, text=True, timeout=300)
+    assert asked.returncode == 0 and len(asked.stdout.splitlines()) == 7, asked.stderr
+    retrieval_parts.model("clip", seed=5).save_pretrained("clip")
+    assert cli.main(["index", "query", "index", "--text", "a red seven"]) == 2
+    assert_one_line(capsys, "This is not the model of the index, CLIPModel")
