@@ -20,6 +20,16 @@ from . import auto, hub
 
 
 ARCHITECTURES: dict[str, dict[str, str]] = {
+    "albef": {
+        "AutoConfig": "AlbefConfig",
+        "AutoModel": "AlbefModel",
+        "AutoModelForImageTextRetrieval": "AlbefForImageTextRetrieval",
+        "AutoModelForPreTraining": "AlbefForPreTraining",
+        "AutoModelForVisualEntailment": "AlbefForVisualEntailment",
+        "AutoModelForVisualQuestionAnswering": "AlbefForQuestionAnswering",
+        "AutoModelForVisualReasoning": "AlbefForImagesAndTextClassification",
+        "AutoProcessor": "BlipProcessor",
+    },
     "blip": {
         "AutoConfig": "BlipConfig",
         "AutoModelForImageTextRetrieval": "BlipForImageTextRetrieval",

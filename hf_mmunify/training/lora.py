@@ -34,6 +34,16 @@ class LoraPreset:
 
 
 PRESETS: dict[str, LoraPreset] = {
+    # Towers, pair layers and decoder are adapted, the momentum copies (`..._m`) are not; heads are small and trained.
+    "albef": LoraPreset(
+        target_modules=r".*\.(q_proj|k_proj|v_proj|o_proj|fc1|fc2)",
+        exclude_modules=r"(.*\.)?\w+_m\..*",
+        modules_to_save=("classifier", "itm_head", "vision_proj", "text_proj"),
+        full_precision=(
+            *("classifier", "itm_head", "vision_proj", "text_proj", "lm_head"),
+            *("classifier_m", "vision_proj_m", "text_proj_m", "lm_head_m"),
+        ),
+    ),
     # Towers, both cross-attentions included, are adapted, the momentum copies are not; heads are small and trained.
     "blip": LoraPreset(
         target_modules=r"(.*\.)?(vision_model|text_encoder|bert)\.encoder\..*"
