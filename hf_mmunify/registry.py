@@ -50,6 +50,22 @@ ARCHITECTURES: dict[str, dict[str, str]] = {
         "AutoModelForImageTextToText": "FlamingoForConditionalGeneration",
         "AutoProcessor": "FlamingoProcessor",
     },
+    "scan": {
+        "AutoConfig": "ScanConfig",
+        "AutoModel": "ScanModel",
+        "AutoModelForImageTextRetrieval": "ScanForImageTextRetrieval",
+        "AutoProcessor": "ScanProcessor",
+    },
+    "vilt": {
+        "AutoConfig": "ViltConfig",
+        "AutoModel": "ViltModel",
+        "AutoModelForImageTextRetrieval": "ViltForImageAndTextRetrieval",
+        "AutoModelForPreTraining": "ViltForPreTraining",
+        "AutoModelForVisualEntailment": "ViltForVisualEntailment",
+        "AutoModelForVisualQuestionAnswering": "ViltForQuestionAnswering",
+        "AutoModelForVisualReasoning": "ViltForImagesAndTextClassification",
+        "AutoProcessor": "ViltProcessor",
+    },
 }
 
 

@@ -63,6 +63,15 @@ PRESETS: dict[str, LoraPreset] = {
         modules_to_save=("adapter",),
         full_precision=("adapter", "vision_model"),
     ),
+    # PEFT has no LoRA for recurrent layers, so the GRU stays as it is: the projection of regions and the embeddings of
+    # words are adapted, one on either side of it. To train the GRU too, train all of this small model.
+    "scan": LoraPreset(target_modules=r"(.*\.)?(region_projection|word_embeddings)"),
+    # The transformer is adapted; its pooler and what is new on top of it are small, and trained in full.
+    "vilt": LoraPreset(
+        target_modules=r"(.*\.)?encoder\.layer\..*\.(query|key|value|dense)",
+        modules_to_save=("pooler", "classifier", "rank_output", "mlm_score", "itm_score"),
+        full_precision=("pooler", "classifier", "rank_output", "mlm_score", "itm_score"),
+    ),
 }
 
 
