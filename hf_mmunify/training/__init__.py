@@ -1,8 +1,10 @@
 """What training with `Trainer` and PEFT still lacks for these architectures."""
 
+from .adversarial import AdversarialTrainer, AdversarialTrainingArguments
 from .augmentation import ImageAugmentation
 from .checkpoints import last_complete_checkpoint
 from .contrastive import ContrastiveTrainer, ContrastiveTrainingArguments, LogitScaleCallback
+from .distillation import AlphaRampCallback, DistillationTrainer, DistillationTrainingArguments
 from .fine_tuning import (
     RESULTS_FILE,
     FineTuningArguments,
@@ -18,6 +20,7 @@ from .fine_tuning import (
 from .layerwise import LayerDepth, freeze_layers, layer_decay_parameter_groups, layer_depths
 from .lora import lora_config, qlora_config
 from .loss_scaling import TaskTrainer, TaskTrainingArguments, guard_loss_scaling, uses_num_items_in_batch
+from .mixing import MixingCollator, soft_target_loss
 from .mixture import (
     FLAMINGO_LOSS_WEIGHTS,
     CollatorEpochCallback,
