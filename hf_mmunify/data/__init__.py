@@ -1,5 +1,6 @@
 """What models learn from: digit scenes, the offline data of every task, and documents of text and images."""
 
+from ..layers import Regions, detect_regions
 from .collators import (
     CaptioningCollator,
     LabelCollator,

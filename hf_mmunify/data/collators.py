@@ -124,7 +124,12 @@ class TaskCollator:
         return {name: value.unflatten(0, (len(groups), -1)) for name, value in values.items()}
 
     def images(self, images: Sequence[Any]) -> Batch:
-        """`pixel_values` `[B, 3, H, W]` of one image a row, and what else the image processor gives."""
+        """`pixel_values` `[B, 3, H, W]` of one image a row, and what else the image processor gives.
+
+        Of a processor that reads the regions of images (SCAN), `region_features` `[B, R, F]` and their mask.
+        """
+        if isinstance(self.processor, ProcessorMixin) and "region_features" in self.processor.model_input_names:
+            return dict(self.processor(images=list(images), return_tensors="pt"))
         return {name: value[:, 0] for name, value in self.pixels([[image] for image in images]).items()}
 
     def texts(self, texts: Sequence[str], **options: Any) -> Batch:

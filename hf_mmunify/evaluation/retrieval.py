@@ -407,7 +407,8 @@ class RetrievalEvaluator:
         for batch in logging.tqdm(images, desc="batches of images", leave=False):
             inputs = taken_inputs(self.processor(images=batch, return_tensors="pt"), self.model, encode)
             if blind:
-                inputs["pixel_values"] = torch.zeros_like(inputs["pixel_values"])
+                # Pixels, or the features of regions; masks stay
+                inputs = {k: torch.zeros_like(v) if v.is_floating_point() else v for k, v in inputs.items()}
             states.append(encode(**inputs), self._matches)
         states.finish()
         return states
