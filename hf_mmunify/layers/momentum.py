@@ -98,7 +98,7 @@ def _followed(part: nn.Module, name: str) -> torch.Tensor:
     for step in path:
         module = getattr(module, step)  # wrappers of PEFT hand attributes of what they wrap through
     tensor = getattr(module, leaf)
-    if leaf == "weight" and hasattr(module, "get_delta_weight") and not module.merged:
+    if leaf == "weight" and tensor.is_floating_point() and hasattr(module, "get_delta_weight") and not module.merged:
         tensor = tensor + sum(
             module.get_delta_weight(name) for name in module.active_adapters if name in module.scaling
         )
