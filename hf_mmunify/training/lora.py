@@ -33,6 +33,26 @@ class LoraPreset:
     full_precision: tuple[str, ...] = ()
 
 
+# One tower: its layers are adapted, the head of a task is new and trained in full.
+_ONE_TOWER = LoraPreset(
+    exclude_modules=r"(.*\.)?((pre_|cls_|distillation_)?classifier|pooler|decoder|lm_head|cls)(\..*)?",
+    modules_to_save=("classifier", "pre_classifier", "cls_classifier", "distillation_classifier", "pooler"),
+    full_precision=("(pre_|cls_|distillation_)?classifier", "pooler", "decoder", "lm_head", "cls"),
+)
+# Two towers: both are adapted; what leads from each into the shared space is small, and trained in full.
+_TWO_TOWERS = LoraPreset(
+    exclude_modules=r"(.*_projection|(.*\.)?(pooler|classifier)(\..*)?)",
+    modules_to_save=("visual_projection", "text_projection", "pooler", "classifier"),
+    full_precision=("visual_projection", "text_projection", "pooler", "classifier"),
+)
+# The head of a tower pools by attention, through weights that PEFT's layers would not see.
+_TWO_TOWERS_WITH_HEADS = LoraPreset(
+    exclude_modules=r"(.*\.)?(head|classifier)(\..*)?",
+    modules_to_save=("head", "classifier"),
+    full_precision=("head", "classifier"),
+)
+
+# By the model type of a config, with underscores (`blip_2`). Those of transformers that need no completion are at the end.
 PRESETS: dict[str, LoraPreset] = {
     # Towers, pair layers and decoder are adapted, the momentum copies (`..._m`) are not; heads are small and trained.
     "albef": LoraPreset(
@@ -49,7 +69,13 @@ PRESETS: dict[str, LoraPreset] = {
         target_modules=r"(.*\.)?(vision_model|text_encoder|bert)\.encoder\..*"
         r"\.(query|key|value|dense|dense0|dense1|qkv|projection|fc1|fc2)",
         modules_to_save=("itm_head", "vision_proj", "text_proj", "cls_head", "merge_layer"),
-        full_precision=("itm_head", "vision_proj", "text_proj", "cls_head", "merge_layer", "decoder"),
+        full_precision=("itm_head", "vision_proj", "text_proj", "cls_head", "merge_layer", "decoder", "vision_model"),
+    ),
+    # Tower and Q-Former are adapted, what compares them is trained in full; the head that writes shares a table.
+    "blip_2": LoraPreset(
+        exclude_modules=r".*(generation_head\..*|itm_head|vision_projection|text_projection)",
+        modules_to_save=("itm_head", "vision_projection", "text_projection"),
+        full_precision=("generation_head", "itm_head", "vision_projection", "text_projection"),
     ),
     # Both towers are adapted; what leads from each into the shared space is small, and trained in full.
     "clip": LoraPreset(
@@ -75,6 +101,17 @@ PRESETS: dict[str, LoraPreset] = {
 }
 
 
+PRESETS |= dict.fromkeys(
+    (
+        *("beit", "deit", "dinov2", "dinov2_with_registers", "swin", "timesformer", "videomae", "vit"),
+        *("bert", "distilbert", "roberta"),
+    ),
+    _ONE_TOWER,
+)
+PRESETS |= dict.fromkeys(("altclip", "chinese_clip", "metaclip_2", "vision_text_dual_encoder"), _TWO_TOWERS)
+PRESETS |= dict.fromkeys(("siglip", "siglip2"), _TWO_TOWERS_WITH_HEADS)
+
+
 def preset_of(model_or_config: PreTrainedModel | PreTrainedConfig) -> LoraPreset:
     """The row of `PRESETS` for a model or its config.
 
@@ -82,12 +119,13 @@ def preset_of(model_or_config: PreTrainedModel | PreTrainedConfig) -> LoraPreset
         ValueError: when there is none for this architecture; the message lists those that have one.
     """
     config = model_or_config.config if isinstance(model_or_config, PreTrainedModel) else model_or_config
-    if config.model_type not in PRESETS:
+    name = config.model_type.replace("-", "_")
+    if name not in PRESETS:
         raise ValueError(
             f"There is no LoRA preset for {config.model_type!r}, only for {sorted(PRESETS)}: write a "
             "peft.LoraConfig by hand, or add a row to hf_mmunify.training.lora.PRESETS."
         )
-    return PRESETS[config.model_type]
+    return PRESETS[name]
 
 
 def lora_config(model_or_config: PreTrainedModel | PreTrainedConfig, **overrides) -> "LoraConfig":
