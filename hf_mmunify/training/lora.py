@@ -52,7 +52,8 @@ _TWO_TOWERS_WITH_HEADS = LoraPreset(
     full_precision=("head", "classifier"),
 )
 
-# By the model type of a config, with underscores (`blip_2`). Those of transformers that need no completion are at the end.
+# By the model type of a config, a dash of it as an underscore: "blip-2" is the row "blip_2", as its folder. Those of
+# transformers that need no completion are at the end.
 PRESETS: dict[str, LoraPreset] = {
     # Towers, pair layers and decoder are adapted, the momentum copies (`..._m`) are not; heads are small and trained.
     "albef": LoraPreset(
