@@ -44,6 +44,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import ModelOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring
@@ -141,7 +142,7 @@ class ScanRecurrence(nn.Module):
         return torch.gru(states, start, weights, True, 1, 0.0, self.training, False, True)[0]  # [B, T, D]
 
 
-class ScanRecurrentLayer(nn.Module):
+class ScanRecurrentLayer(GradientCheckpointingLayer):
     """A layer of a GRU: forwards, and backwards where it is bidirectional."""
 
     def __init__(self, input_size: int, hidden_size: int, bidirectional: bool):
@@ -278,6 +279,7 @@ class ScanPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     main_input_name = "region_features"
     input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
     _no_split_modules = ["ScanRecurrentLayer"]
     _can_compile_fullgraph = True
 
@@ -349,7 +351,8 @@ class ScanModel(ScanPreTrainedModel):
         region_features = region_features.masked_fill(~is_region[..., None], 0)
         if not _is_traced() and not region_features.isfinite().all():
             raise ValueError("region_features hold NaN or infinity: what computed them failed.")
-        states = self.region_projection(region_features.to(self.dtype))  # [B, R, D]
+        dtype = self.text_encoder.word_embeddings.weight.dtype  # in 4 bits the model's own is another
+        states = self.region_projection(region_features.to(dtype)).to(dtype)  # [B, R, D]
         states = unit_length(states) if self.config.normalize_regions else states
         return states.masked_fill(~is_region[..., None], 0), is_region
 
