@@ -279,6 +279,8 @@ def test_a_copy_is_independent(case):
 
 @every_processor
 def test_processor_reads_pictures_and_comes_back(row, tmp_path):
+    if (reason := row.exceptions.get("processor_reads_pictures_and_comes_back")) is not None:
+        pytest.skip(reason)
     images = row.images()
     processor = row.processor()
     processor.save_pretrained(tmp_path)
