@@ -82,13 +82,14 @@ def conversion_names() -> list[str]:
 
 
 def conversion_module(architecture: str | Conversion) -> Conversion:
-    """The conversion module of an architecture, by the module's name; a module passes through.
+    """The conversion module of an architecture, by its name or its `model_type`; a module passes through.
 
     Raises:
         UnknownArchitectureError: there is none.
     """
     if not isinstance(architecture, str):
         return architecture
+    architecture = architecture.replace("-", "_")  # as in "blip-2"
     if architecture not in conversion_names():
         raise UnknownArchitectureError(
             f"No conversion for architecture `{architecture}`; there are {listing(conversion_names(), 99)}."

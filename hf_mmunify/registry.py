@@ -39,9 +39,25 @@ ARCHITECTURES: dict[str, dict[str, str]] = {
         "AutoModelForVisualReasoning": "BlipForImagesAndTextClassification",
         "AutoProcessor": "BlipProcessor",
     },
+    "blip_2": {
+        "AutoConfig": "Blip2Config",
+        "AutoModelForImageTextRetrieval": "Blip2ForImageTextRetrieval",
+        "AutoModelForPreTraining": "Blip2ForPreTraining",
+        "AutoProcessor": "Blip2Processor",
+    },
     "clip": {
         "AutoConfig": "CLIPConfig",
         "AutoModelForImageTextRetrieval": "CLIPModel",
+        "AutoProcessor": "CLIPProcessor",
+    },
+    "coca": {
+        "AutoConfig": "CocaConfig",
+        "AutoModel": "CocaModel",
+        "AutoModelForImageClassification": "CocaForImageClassification",
+        "AutoModelForImageTextRetrieval": "CocaForImageTextRetrieval",
+        "AutoModelForImageTextToText": "CocaForConditionalGeneration",
+        "AutoModelForVideoClassification": "CocaForVideoClassification",
+        "AutoModelForZeroShotImageClassification": "CocaForImageTextRetrieval",
         "AutoProcessor": "CLIPProcessor",
     },
     "flamingo": {
@@ -105,6 +121,11 @@ def _register(model_type: str, row: dict[str, str]) -> None:
             classes.append(_class_named(name, module))
     if not is_native:  # what a native config saves must stay loadable for those who have transformers alone
         hub.carry_stub(row, classes)
+
+
+def config_class_of(model_type: str) -> type[transformers.PreTrainedConfig]:
+    """The config class of an architecture of the registry, ours or, where the row completes a native one, native."""
+    return _class_named(ARCHITECTURES[model_type]["AutoConfig"], import_module(f".models.{model_type}", __package__))
 
 
 for _model_type, _row in ARCHITECTURES.items():

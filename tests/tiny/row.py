@@ -12,7 +12,14 @@ import torch
 import transformers
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    ProcessorMixin,
+)
 
 from hf_mmunify import auto
 
@@ -49,7 +56,9 @@ class Tiny:
     def config(self, auto_name: str = "AutoModel", **changes) -> PreTrainedConfig:
         """The smallest config of the class that `auto_name` finds; `changes` replace some of its settings."""
         settings = {**self.settings, **self.head_settings.get(auto_name, {}), **changes}
-        return AutoConfig.for_model(self.model_type, **copy.deepcopy(settings))
+        # The name that transformers knows some of its models by has dashes: "blip-2"
+        name = self.model_type if self.model_type in CONFIG_MAPPING else self.model_type.replace("_", "-")
+        return AutoConfig.for_model(name, **copy.deepcopy(settings))
 
     def model(self, auto_name: str, seed: int = 0, **kwargs) -> PreTrainedModel:
         """A model of the Auto class `auto_name`, in evaluation mode; `kwargs` as for its `from_config`."""

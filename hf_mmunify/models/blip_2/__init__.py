@@ -1,0 +1,1 @@
+from .modeling_blip_2 import *
