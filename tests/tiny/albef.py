@@ -62,6 +62,7 @@ def wake(model: PreTrainedModel) -> None:
     if hasattr(model, "reset_momentum"):
         model.reset_momentum()
     if hasattr(model, "queue"):
+        model.itm_head.bias[1] = 0.5
         model.choose_negatives = next_pair
         name = "AutoModelForPreTraining" if hasattr(model, "lm_head") else "AutoModelForImageTextRetrieval"
         batch = inputs(name, 0)
@@ -108,8 +109,17 @@ ROW = Tiny(
     lora=r"model\..*\.(q_proj|v_proj)",
     wake=wake,
     exceptions={
-        "accumulated_gradients_equal_a_large_batch": "the other pairs of a batch are its negatives, and each batch "
-        "moves the momentum copies and the queue",
-        "loss_survives_nothing_to_learn": "contrast and match need no labels: tests/models/test_albef.py has the rest",
+        **{
+            f"accumulated_gradients_equal_a_large_batch[{name}]": "the other pairs of a batch are its negatives"
+            for name in ("AutoModelForImageTextRetrieval", "AutoModelForPreTraining")
+        },
+        "loss_survives_nothing_to_learn[AutoModelForPreTraining]": "contrast and match need no labels",
+        **dict.fromkeys(
+            (
+                "bfloat16_runs_and_stays_close[AutoModelForImageTextRetrieval]",
+                "bfloat16_runs_and_stays_close[AutoModelForPreTraining]",
+            ),
+            "a model loaded anew draws its hard negatives by chance: tests/models/test_albef.py has the same test",
+        ),
     },
 )

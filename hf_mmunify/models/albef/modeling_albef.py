@@ -478,6 +478,11 @@ class AlbefPreTrainedModel(PreTrainedModel):
         # in the checkpoint: a head that takes the rest from its base model
         return False
 
+    def save_pretrained(self, *args, save_original_format: bool = False, **kwargs) -> None:
+        # The names of today: transformers writes those that its ViT had before, by which `Trainer` does not find the
+        # weights again when it resumes
+        super().save_pretrained(*args, save_original_format=save_original_format, **kwargs)
+
     def resize_images(self, image_size: int | tuple[int, int]) -> None:
         """Read images of another size from now on, by a bicubic interpolation of the position embeddings.
 
