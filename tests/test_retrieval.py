@@ -7,10 +7,12 @@ import retrieval_parts
 import torch
 from datasets import Dataset
 from PIL import Image
+from tiny import TINY
 from torch import nn
-from transformers import AutoModelForImageTextToText, pipeline
+from transformers import pipeline
 
 from hf_mmunify.data import DigitScenes
+from hf_mmunify.embedding_index import EmbeddingIndex, EmbeddingIndexError
 from hf_mmunify.evaluation import (
     EmbeddingModel,
     MatchingModel,
@@ -21,6 +23,8 @@ from hf_mmunify.evaluation import (
     as_retrieval_model,
     recall_at_k,
 )
+from hf_mmunify.evaluation.retrieval import taken_inputs
+from hf_mmunify.registry import ARCHITECTURES
 
 
 @pytest.fixture(scope="module")
@@ -411,7 +415,70 @@ def test_models_without_embeddings_or_heads_are_told_apart():
     model, processor = retrieval_parts.model("vilt"), retrieval_parts.processor("vilt")
     with pytest.raises(ValueError, match="with one text a class"):
         ZeroShotClassifier(model, processor, NAMES)
-    from tiny import TINY
-
     with pytest.raises(ValueError, match="FlamingoForConditionalGeneration cannot be asked for retrieval"):
-        as_retrieval_model(TINY["flamingo"].model(AutoModelForImageTextToText.__name__))
+        as_retrieval_model(TINY["flamingo"].model("AutoModelForImageTextToText"))
+
+
+# Every architecture -------------------------------------------------------------------------------------------------
+
+ARCHITECTURES_FOR_RETRIEVAL = [
+    name
+    for name, row in TINY.items()
+    if "AutoModelForImageTextRetrieval" in ARCHITECTURES[name]
+    and "pixel_values" in row.batch(auto_name="AutoModelForImageTextRetrieval")
+]
+TEXTS = [
+    "a red digit",
+    "one two three four",
+    "where is the blue image ?",
+    "two",
+    "is there a green picture",
+    "left of the white row",
+]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES_FOR_RETRIEVAL)
+def test_architectures_are_evaluated_as_pair_by_pair(name):
+    """Encoded in batches, cached, padded and re-ranked, a pair has the score that the model gives it alone."""
+    row = TINY[name]
+    model, processor, images = row.model("AutoModelForImageTextRetrieval"), row.processor(), row.images(6)
+    made = RetrievalEvaluator(model, processor, batch_size=4, top_k=None, match_batch_size=7)
+    retriever = made.retriever
+    image_to_text, text_to_image = made.scores(images, TEXTS)
+    expected = torch.empty(6, 6, dtype=torch.double)
+    with torch.no_grad():
+        for place, image in enumerate(images):
+            pixels = processor(images=[image], return_tensors="pt")
+            seen = retriever.encode_images(**taken_inputs(pixels, model, retriever.encode_images))
+            for other, text in enumerate(TEXTS):
+                words = processor(text=[text], return_tensors="pt")
+                read = retriever.encode_texts(**taken_inputs(words, model, retriever.encode_texts))
+                embeds = isinstance(retriever, EmbeddingModel)
+                score = retriever.similarities(seen["features"], read["features"])[0] if embeds else torch.zeros(1)
+                score = retriever.match(seen, read, score) if isinstance(retriever, MatchingModel) else score
+                expected[place, other] = score.item()
+    assert torch.allclose(image_to_text, expected, atol=1e-5) and torch.equal(image_to_text, text_to_image.T)
+    assert expected.std() > 1e-3
+    few = RetrievalEvaluator(model, processor, top_k=2).scores(images, TEXTS)
+    best = few[0].topk(2, dim=1)
+    assert torch.allclose(best.values, expected.gather(1, best.indices), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES_FOR_RETRIEVAL)
+def test_architectures_with_embeddings_have_an_index_and_name_classes(name):
+    row = TINY[name]
+    model, processor, images = row.model("AutoModelForImageTextRetrieval"), row.processor(), row.images(6)
+    retriever = as_retrieval_model(model)
+    pictures = [(f"{place}", image) for place, image in enumerate(images)]
+    if not isinstance(retriever, EmbeddingModel):
+        with pytest.raises(EmbeddingIndexError, match="reads images and texts in pairs"):
+            EmbeddingIndex.build(model, processor, pictures)
+        return
+    similarities = RetrievalEvaluator(model, processor, top_k=0).scores(images, TEXTS)[1]
+    found = EmbeddingIndex.build(model, processor, pictures, batch_size=4).query(text=TEXTS, k=6)
+    for similar, matches in zip(similarities, found):
+        assert [match.score for match in matches] == pytest.approx(
+            [float(similar[int(match.id)]) for match in matches], abs=1e-5
+        )
+    classes = ZeroShotClassifier(model, processor, TEXTS, "{}")
+    assert torch.equal(classes.logits(images).argmax(dim=1), similarities.argmax(dim=0))
