@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from huggingface_hub import EvalResult, upload_folder
-from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
+from huggingface_hub import EvalResult, ModelCard, upload_folder
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
 from transformers import AutoConfig, AutoProcessor, PreTrainedModel, Trainer
 from transformers.utils import logging
@@ -26,7 +26,7 @@ from ..data.sources import DIGIT_SCENES
 from ..hub import model_card
 from .checkpoints import last_complete_checkpoint
 from .layerwise import freeze_layers
-from .lora import lora_config, qlora_config
+from .lora import PRESETS, lora_config, qlora_config
 from .loss_scaling import TaskTrainingArguments
 
 
@@ -49,7 +49,7 @@ class TaskArguments:
     freeze: str | None = field(
         default=None, metadata={"help": "Towers that are not trained: a regular expression of their names (vision)."}
     )
-    lora: bool = field(default=False, metadata={"help": "Train a LoRA, as the architecture's preset says."})
+    lora: bool = field(default=False, metadata={"help": "Train a LoRA, on what the preset of the architecture says."})
     qlora: bool = field(default=False, metadata={"help": "The same on a model in 4 bits (needs bitsandbytes)."})
     rank: int = field(default=16, metadata={"help": "Rank of the LoRA."})
     evaluate_only: bool = field(default=False, metadata={"help": "Train nothing."})
@@ -124,7 +124,11 @@ def load_for_task(auto_class: type, args: TaskArguments, **settings: Any) -> tup
         return model, processor
     if args.qlora:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    config = lora_config(model, r=args.rank, lora_alpha=2 * args.rank)
+    size = {"r": args.rank, "lora_alpha": 2 * args.rank}
+    if model.config.model_type in PRESETS:
+        config = lora_config(model, **size)
+    else:  # an architecture of transformers that this package does not know
+        config = LoraConfig(target_modules="all-linear", **size)
     mismatched = {entry if isinstance(entry, str) else entry[0] for entry in loading["mismatched_keys"]}
     new = _new_modules(model, {*loading["missing_keys"], *mismatched})
     config.modules_to_save = sorted({*(config.modules_to_save or ()), *new}) or None
@@ -234,24 +238,7 @@ def finish(
     (folder / RESULTS_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     if args.evaluate_only:
         return results
-    model, repository = trainer.accelerator.unwrap_model(trainer.model), trainer.args.hub_model_id
-    if isinstance(model, PeftModel) or type(model.config).__module__.startswith("transformers."):
-        trainer.create_model_card(tasks=task, dataset=args.dataset, finetuned_from=args.model_name_or_path)
-    else:
-        measured = [
-            EvalResult(
-                task_type=task,
-                dataset_type=args.dataset,
-                dataset_name=f"{args.dataset}, {args.eval_split}{', images zeroed' if kind == 'blind' else ''}",
-                metric_type=metric,
-                metric_value=round(value, 4),
-            )
-            for metric, scores in results.items()
-            for kind, value in scores.items()
-        ]
-        origin = f"Fine-tuned from `{args.model_name_or_path}` in {trainer.state.global_step} steps."
-        card = model_card(model, repository, origin=origin, results=measured)
-        card.save(folder / "README.md")
+    _write_card(trainer, args, task, results)
     if trainer.args.push_to_hub:
         upload_folder(
             repo_id=trainer.hub_model_id,
@@ -261,6 +248,32 @@ def finish(
             commit_message=f"Fine-tuned for {task}",
         )
     return results
+
+
+def _write_card(trainer: Trainer, args: TaskArguments, task: str, results: dict[str, dict[str, float]]) -> None:
+    """The card of the run: of this package for its own architectures, else that of transformers with the scores."""
+    model, path = trainer.accelerator.unwrap_model(trainer.model), Path(trainer.args.output_dir) / "README.md"
+    measured = [
+        EvalResult(
+            task_type=task,
+            dataset_type=args.dataset,
+            dataset_name=f"{args.dataset}, {args.eval_split}{', images zeroed' if kind == 'blind' else ''}",
+            metric_type=metric,
+            metric_value=round(value, 4),
+        )
+        for metric, scores in results.items()
+        for kind, value in scores.items()
+    ]
+    if not isinstance(model, PeftModel) and not type(model.config).__module__.startswith("transformers."):
+        origin = f"Fine-tuned from `{args.model_name_or_path}` in {trainer.state.global_step} steps."
+        model_card(model, trainer.args.hub_model_id, origin=origin, results=measured, tags=[task]).save(path)
+        return
+    trainer.create_model_card(finetuned_from=args.model_name_or_path, tags=[task])
+    card = ModelCard.load(path)
+    card.data.model_name, card.data.eval_results = path.parent.name, measured
+    rows = [f"| {result.dataset_name} | {result.metric_type} | {result.metric_value} |" for result in measured]
+    card.text += "\n".join(["", "## Results", "", "| data | metric | value |", "|---|---|---|", *rows, ""])
+    card.save(path)
 
 
 __all__ = [
