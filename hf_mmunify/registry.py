@@ -66,6 +66,13 @@ ARCHITECTURES: dict[str, dict[str, str]] = {
         "AutoModelForImageTextToText": "FlamingoForConditionalGeneration",
         "AutoProcessor": "FlamingoProcessor",
     },
+    "flip": {
+        "AutoConfig": "FlipConfig",
+        "AutoModel": "FlipModel",
+        "AutoModelForImageTextRetrieval": "FlipModel",
+        "AutoModelForZeroShotImageClassification": "FlipModel",
+        "AutoProcessor": "CLIPProcessor",
+    },
     "scan": {
         "AutoConfig": "ScanConfig",
         "AutoModel": "ScanModel",

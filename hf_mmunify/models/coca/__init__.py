@@ -1,0 +1,2 @@
+from .configuration_coca import *
+from .modeling_coca import *
