@@ -116,17 +116,19 @@ class ZeroShotClassifier:
 
     def _scaled(self, similarities: torch.Tensor) -> torch.Tensor:
         """As the model's own `forward` does; a model that keeps its temperature to itself ranks as well without."""
-        parameters = dict(self.model.named_parameters(recurse=False))
-        if "logit_scale" in parameters:
-            similarities = similarities * parameters["logit_scale"].exp()
-        elif "temperature" in parameters:  # ALIGN
-            similarities = similarities / parameters["temperature"]
-        return similarities + parameters["logit_bias"] if "logit_bias" in parameters else similarities
+        scale, temperature, bias = (
+            getattr(self.model, name, None) for name in ("logit_scale", "temperature", "logit_bias")
+        )
+        if isinstance(scale, torch.Tensor):
+            similarities = similarities * scale.exp()
+        elif isinstance(temperature, torch.Tensor):  # ALIGN, BLIP-2
+            similarities = similarities / temperature
+        return similarities + bias if isinstance(bias, torch.Tensor) else similarities
 
     def probabilities(self, images: Iterable[Any], blind: bool = False) -> torch.Tensor:
         """As transformers' pipeline gives them, `[N, C]`: softmax of the logits; of SigLIP's the sigmoid."""
         logits = self.logits(images, blind)
-        has_bias = "logit_bias" in dict(self.model.named_parameters(recurse=False))
+        has_bias = isinstance(getattr(self.model, "logit_bias", None), torch.Tensor)
         return logits.sigmoid() if has_bias else logits.softmax(dim=-1)
 
     def predict(self, images: Iterable[Any]) -> list[str]:
