@@ -166,6 +166,11 @@ class Blip2ForImageTextRetrieval(transformers.Blip2ForImageTextRetrieval):
         self.temperature = nn.Parameter(torch.full((1,), INITIAL_TEMPERATURE))
         self.post_init()
 
+    def post_init(self) -> None:
+        super().post_init()
+        # Whole layers, none within another; and the words stay with the root, because the head that writes shares them
+        self._no_split_modules = {"Blip2EncoderLayer", "Blip2QFormerLayer", "Blip2VisionEmbeddings"}
+
     @classmethod
     def is_custom_code(cls) -> bool:
         # The shortcut that loading takes for code outside of transformers skips what another module initialises
@@ -274,9 +279,12 @@ class Blip2ForImageTextRetrieval(transformers.Blip2ForImageTextRetrieval):
 
     def _read(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
         """The words [B, T, D] of texts that are read alone."""
-        words = self.embeddings(input_ids=input_ids)
         return self.qformer(
-            query_embeds=words, query_length=0, attention_mask=attention_mask, return_dict=True, **kwargs
+            query_embeds=self._embedded(input_ids),
+            query_length=0,
+            attention_mask=attention_mask,
+            return_dict=True,
+            **kwargs,
         )
 
     def _read_together(
@@ -285,7 +293,7 @@ class Blip2ForImageTextRetrieval(transformers.Blip2ForImageTextRetrieval):
         """Queries and words [B, Q + T, D], each of which sees all of both."""
         queries = self.query_tokens.expand(len(patches), -1, -1)
         return self.qformer(
-            query_embeds=self.embeddings(input_ids=input_ids, query_embeds=queries),
+            query_embeds=torch.cat([queries, self._embedded(input_ids)], dim=1),
             query_length=queries.shape[1],
             attention_mask=self._with_queries(attention_mask),
             encoder_hidden_states=patches,
@@ -298,6 +306,12 @@ class Blip2ForImageTextRetrieval(transformers.Blip2ForImageTextRetrieval):
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Queries [B, Q, D] and words [B, T, D] of texts that are written; nothing in a model without the head."""
         return None
+
+    def _embedded(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Words [B, T, D] at their positions; the native module adds in place, which inputs that require gradients
+        (LoRA on 4 bits) refuse."""
+        positions = self.embeddings.position_ids[:, : input_ids.shape[1]]
+        return self.embeddings.word_embeddings(input_ids) + self.embeddings.position_embeddings(positions)
 
     def _with_queries(self, attention_mask: torch.Tensor) -> torch.Tensor:
         """The mask [B, Q + T] of queries and words."""
@@ -464,8 +478,6 @@ class Blip2ForPreTraining(Blip2ForImageTextRetrieval):
         # Now that there is a head to tie: the classes above finish their part of the model without it
         self._tied_weights_keys = {"generation_head.decoder.weight": "embeddings.word_embeddings.weight"}
         self.post_init()
-        # The head reads the table of words when the module that holds it may have been sharded again (FSDP2)
-        self._no_split_modules = set(self._no_split_modules) - {"Blip2TextEmbeddings"}
 
     def get_output_embeddings(self) -> nn.Module:
         """The last matrix of the head that writes."""
@@ -504,7 +516,7 @@ class Blip2ForPreTraining(Blip2ForImageTextRetrieval):
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
         num_queries = self.config.num_query_tokens
         queries = self.query_tokens.expand(len(patches), -1, -1)
-        states = self.embeddings(input_ids=self._begun(input_ids), query_embeds=queries)  # [B, Q + T, D]
+        states = torch.cat([queries, self._embedded(self._begun(input_ids))], dim=1)  # [B, Q + T, D]
         mask = create_bidirectional_mask(
             config=self.qformer.config,
             inputs_embeds=states,
