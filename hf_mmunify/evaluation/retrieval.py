@@ -155,8 +155,8 @@ def text_settings(config: PreTrainedConfig, options: Mapping[str, Any] | None = 
 # Recall -------------------------------------------------------------------------------------------------------------
 
 
-def _hits(scores: torch.Tensor, positives: torch.Tensor, k: int) -> torch.Tensor:
-    """For each query (row) the probability `[Q]`, in float64, that a positive is among the first k of `scores [Q, N]`.
+def _hits(scores: torch.Tensor, positives: torch.Tensor, ks: Sequence[int]) -> torch.Tensor:
+    """For each k and each query (row of `scores [Q, N]`) the probability `[ks, Q]` of a positive among the first k.
 
     0 or 1, unless the best positive has the score of others: then all orders of the equals are alike.
     """
@@ -164,10 +164,11 @@ def _hits(scores: torch.Tensor, positives: torch.Tensor, k: int) -> torch.Tensor
     ahead = (scores > best).sum(dim=1)
     equal = scores == best
     total, right = equal.sum(dim=1), (equal & positives).sum(dim=1)
-    later = total - (k - ahead).clamp(min=0)  # places after the first k, of those that the equals share
-    missed = torch.ones(len(scores), dtype=torch.double, device=scores.device)
-    for number in range(int(right.max())):  # each of the positives is there, after those before it
-        missed *= torch.where(number < right, (later - number).clamp(min=0) / (total - number).double(), 1.0)
+    places = (torch.tensor(ks, device=scores.device)[:, None] - ahead).clamp(min=0)  # that the equals share [ks, Q]
+    missed = torch.ones(places.shape, dtype=torch.double, device=scores.device)
+    for number in range(int(right.max())):  # each of the positives comes later, after those before it
+        later = (total - places - number).clamp(min=0) / (total - number).double()
+        missed *= torch.where(number < right, later, 1.0)
     return 1.0 - missed
 
 
@@ -238,10 +239,8 @@ def recall_at_k(
     for one in (image_to_text, text_to_image):
         _check_scores(one)
     positives = _positives(positives, images, texts).to(image_to_text.device)
-    return _as_result(
-        {k: _hits(image_to_text, positives, k).mean().item() for k in ks},
-        {k: _hits(text_to_image, positives.T, k).mean().item() for k in ks},
-    )
+    hits = _hits(image_to_text, positives, ks), _hits(text_to_image, positives.T, ks)
+    return _as_result(*(dict(zip(ks, found.mean(dim=1).tolist())) for found in hits))
 
 
 def _check_ks(ks: Sequence[int]) -> None:
@@ -455,7 +454,7 @@ class RetrievalEvaluator:
         """
         self.model.eval()
         encoded = self._encode_images(batches(images, self.batch_size), blind), self._encode_texts(texts)
-        return tuple(torch.cat([block.cpu() for _, block in blocks]) for blocks in self._both_ways(*encoded))
+        return tuple(torch.cat([block.double() for _, block in blocks]) for blocks in self._both_ways(*encoded))
 
     def evaluate(
         self, rows: Iterable[Mapping[str, Any]], ks: Sequence[int] = (1, 5, 10), blind: bool = False
@@ -477,17 +476,15 @@ class RetrievalEvaluator:
         if not texts:
             raise ValueError("There are no rows: nothing to evaluate.")
         encoded = images, self._encode_texts(texts)
-        owner = torch.tensor(owners, device=self.model.device)  # [T]
-        image = torch.arange(len(images), device=owner.device)  # [I]
+        owner, image = torch.tensor(owners), torch.arange(len(images))  # [T], [I]
         recalls = []
         for blocks, (query, candidate) in zip(self._both_ways(*encoded), ((image, owner), (owner, image))):
-            total = dict.fromkeys(ks, 0.0)
+            total = torch.zeros(len(ks), dtype=torch.double)
             for start, block in blocks:
                 _check_scores(block)
                 positives = query[start : start + len(block), None] == candidate
-                for k in ks:
-                    total[k] += _hits(block, positives, k).sum().item()
-            recalls.append({k: value / len(query) for k, value in total.items()})
+                total += _hits(block, positives, ks).sum(dim=1)
+            recalls.append(dict(zip(ks, (total / len(query)).tolist())))
         return _as_result(*recalls)
 
     def _both_ways(self, images: _States, texts: _States) -> tuple[Iterator, Iterator]:
@@ -506,7 +503,7 @@ class RetrievalEvaluator:
             similarities = self._similarities(images, texts, start, stop, by_text)  # [b, N]
             if self._matches:
                 similarities = self._rerank(images, texts, matched, start, similarities, by_text)
-            yield start, similarities.double()
+            yield start, similarities.cpu()
 
     def _similarities(self, images: _States, texts: _States, start: int, stop: int, by_text: bool) -> torch.Tensor:
         if images.features is None or texts.features is None:
@@ -528,17 +525,14 @@ class RetrievalEvaluator:
         number = similarities.shape[1]
         has_embeddings = images.features is not None and texts.features is not None
         k = min(self.top_k, number) if has_embeddings and self.top_k is not None else number
-        best = similarities.topk(k, dim=1)
-        query = torch.arange(start, start + len(similarities), device=best.indices.device)[:, None].expand_as(
-            best.indices
-        )
-        image, text = (best.indices, query) if by_text else (query, best.indices)
-        pairs = matched.numbers(image, text).flatten()
-        self._match(images, texts, matched, pairs, best.values.flatten())
-        scores = matched.scores(pairs).view(best.indices.shape)  # [b, k]
-        rest = similarities.double()
+        similar, best = (found.cpu() for found in similarities.topk(k, dim=1))  # [b, k]
+        query = torch.arange(start, start + len(best))[:, None].expand_as(best)
+        pairs = matched.numbers(best, query) if by_text else matched.numbers(query, best)
+        self._match(images, texts, matched, pairs.flatten(), similar.flatten())
+        scores = matched.scores(pairs)  # [b, k]
+        rest = similarities.cpu().double()  # so that moving them makes no two alike
         step = scores.min(dim=1).values - rest.max(dim=1).values - 1.0
-        return (rest + step[:, None]).scatter(1, best.indices, scores)
+        return (rest + step[:, None]).scatter(1, best, scores)
 
     def _match(
         self, images: _States, texts: _States, matched: "_Matched", pairs: torch.Tensor, similarities: torch.Tensor
@@ -551,7 +545,7 @@ class RetrievalEvaluator:
         for chunk, similar in zip(pairs.split(self.match_batch_size), similarities.split(self.match_batch_size)):
             image, text = matched.image_and_text(chunk)
             states = images.take(image.tolist(), self.model.device), texts.take(text.tolist(), self.model.device)
-            found.append(self.retriever.match(*states, similar).double())
+            found.append(self.retriever.match(*states, similar.to(self.model.device)).float().cpu().double())
         matched.add(pairs, torch.cat(found))
 
 
