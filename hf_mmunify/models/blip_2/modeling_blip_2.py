@@ -415,10 +415,11 @@ class Blip2ForImageTextRetrieval(transformers.Blip2ForImageTextRetrieval):
         their masks."""
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
+        image_token = self.config.image_token_index
         # CODEPATH: the Hub's retrieval checkpoints have an image token, those converted from the original have none
-        if self.config.image_token_index is not None:
+        if image_token is not None:
             head = input_ids[:, : self.config.num_query_tokens]
-            if (head == self.config.image_token_index).all():  # not where texts are tokenised without their images
+            if (head == image_token).all():  # not where texts are tokenised without their images
                 input_ids, attention_mask = input_ids[:, head.shape[1] :], attention_mask[:, head.shape[1] :]
         words, longest = input_ids.shape[1], self.config.qformer_config.max_position_embeddings
         if words > longest:
