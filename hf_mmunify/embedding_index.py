@@ -24,6 +24,7 @@ import numpy as np
 import safetensors.torch
 import torch
 import transformers
+from PIL import Image
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
@@ -344,7 +345,9 @@ def read_images(
         for column in (image_column, id_column):
             if column is not None and column not in row:
                 raise EmbeddingIndexError(f"{source} has the columns {list(row)}, not {column!r}: name one of them.")
-        yield str(place if id_column is None else row[id_column]), row[image_column]
+        image = row[image_column]
+        image = load_image(image) if isinstance(image, Image.Image) else image  # grey and palette ones as RGB
+        yield str(place if id_column is None else row[id_column]), image
 
 
 # The index ----------------------------------------------------------------------------------------------------------

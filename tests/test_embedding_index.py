@@ -277,6 +277,8 @@ def test_images_come_from_folders_and_datasets(tmp_path, pictures):
     rows.save_to_disk(tmp_path / "rows")
     named = list(read_images(tmp_path / "rows", image_column="picture", id_column="key"))
     assert named == [("7", "b.png"), ("8", "of/a.PNG"), ("9", "of/me/c.png")]
+    Dataset.from_dict({"image": [Image.new("L", (8, 8), 200)]}).save_to_disk(tmp_path / "grey")
+    assert next(read_images(tmp_path / "grey"))[1].getpixel((0, 0)) == (200, 200, 200)
     with pytest.raises(EmbeddingIndexError, match=r"has the columns .*'picture', 'key'.*, not 'image'"):
         list(read_images(tmp_path / "rows"))
     assert [name for name, _ in read_images("digit-scenes", split="test", size=3)] == ["0", "1", "2"]
