@@ -124,6 +124,11 @@ class ContrastiveTrainer(TaskTrainer):
                 "Gradient caching needs several backward passes before gradients are reduced, which DeepSpeed's "
                 "engine does not offer: use DDP or FSDP2, or leave out gradient_cache_chunk_size."
             )
+        if self.accelerator.is_fsdp2 and model.logit_scale.dim() == 0:
+            raise ValueError(
+                f"The temperature of {type(model).__name__} has no dimension, and FSDP2 divides only parameters that "
+                "have one: keep the whole model on each GPU (examples/accelerate/multi_gpu.yaml)."
+            )
         self.model_accepts_loss_kwargs = self._asks_for_scaling = False  # a mean over the pairs
         self._image_keys = _parameters(model.get_image_features)
         self._text_keys = _parameters(model.get_text_features)
