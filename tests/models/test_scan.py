@@ -112,7 +112,7 @@ def test_all_pairs_are_scored_in_blocks(monkeypatch):
 def test_a_gru_of_both_directions_is_torchs():
     """Two layers of both directions, of which no golden case is, on texts of several lengths."""
     ours = model(num_hidden_layers=2).model
-    torchs = torch.nn.GRU(64, 128, num_layers=2, batch_first=True, bidirectional=True)
+    torchs = torch.nn.GRU(384, 64, num_layers=2, batch_first=True, bidirectional=True)
     with torch.no_grad():
         for number, layer in enumerate(ours.text_encoder.layers):
             for suffix, direction in (("", layer.forwards), ("_reverse", layer.backwards)):
@@ -122,7 +122,7 @@ def test_a_gru_of_both_directions_is_torchs():
     words, _, _ = ours.encode_words(batch["input_ids"], batch["attention_mask"])
     for row, length in enumerate(batch["attention_mask"].sum(1).tolist()):
         states = torchs(ours.get_input_embeddings()(batch["input_ids"][row : row + 1, :length]))[0][0]
-        expected = normalize((states[:, :128] + states[:, 128:]) / 2, dim=1)
+        expected = normalize((states[:, :64] + states[:, 64:]) / 2, dim=1)
         torch.testing.assert_close(words[row, :length], expected, atol=1e-6, rtol=1e-5)
         assert not words[row, length:].any()
 
@@ -282,6 +282,7 @@ def test_a_config_that_makes_no_model_is_named(changes, message):
         (lambda p: p(text=[]), "The batch is empty: give at least one text"),
         (lambda p: p(images=[]), "The batch is empty: give the regions"),
         (lambda p: p(images=[Image.new("RGB", (8, 8))]), "got Image: the model reads what a detector sees"),
+        (lambda p: p(images=Image.new("RGB", (8, 8))), "got Image: the model reads what a detector sees"),
         (lambda p: p(images=[torch.randn(2, 7)]), "of width 8, but those of image 0 have 7"),
         (lambda p: p(images=[torch.tensor([[float("inf")] * 8])]), "NaN or infinity"),
         (

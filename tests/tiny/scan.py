@@ -39,9 +39,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def wake(model: PreTrainedModel) -> None:
-    model.base_model.text_encoder.word_embeddings.weight.mul_(
-        20
-    )  # they start at 0.1 at most, and the GRU hears little
+    embeddings = model.base_model.text_encoder.word_embeddings.weight
+    draw = torch.Generator().manual_seed(3)
+    embeddings.copy_(
+        torch.randn(embeddings.shape, generator=draw) / 2
+    )  # they start at 0.1 at most: the GRU hears little
 
 
 ROW = Tiny(
@@ -49,8 +51,8 @@ ROW = Tiny(
     settings={
         "vocab_size": len(WORDS) + FIRST_WORD,
         "region_feature_size": WIDTH,
-        "word_embedding_size": 64,
-        "hidden_size": 128,
+        "word_embedding_size": 384,
+        "hidden_size": 64,
         "aggregation": "sum",  # in which every word counts; log-sum-exp listens to the best
     },
     inputs=inputs,

@@ -45,7 +45,7 @@ class ModelTester:
         self.batch_size, self.seq_length = inputs[model_class.main_input_name].shape[:2]
         self.hidden_size = text.hidden_size
         self.num_hidden_layers = text.num_hidden_layers
-        self.num_attention_heads = text.num_attention_heads
+        self.num_attention_heads = getattr(text, "num_attention_heads", None)  # recurrent networks have none
         self.base_model_class = transformers.MODEL_MAPPING[type(config)]
         self.causal_lm_class = model_class if model_class.can_generate() else None
         for name in config.sub_configs:

@@ -28,6 +28,9 @@ class Row:
     skips: dict[str, str] = field(default_factory=dict)
 
 
+SCAN_ATTENTION = "its attention, normalised over what attends, is none that a backend knows"
+SCAN_REGIONS = "its processor reads regions, not pictures"
+
 # How upstream's tests say that they find nothing to test ("test: reason") -> why that is as it should be. They fail
 # where they skip for any other reason. Not in the table: what a machine lacks (accelerators, packages), which
 # upstream's decorators say.
@@ -47,6 +50,9 @@ JUSTIFIED = {
     r"test_sdpa_can_dispatch_non_composite_models": "the model is composite: test_sdpa_can_dispatch_composite_models",
     r"(video_processor|audio_processor|feature_extractor) attribute|accept videos": "videos are images in a list, "
     "and there is no sound",
+    r"Scan\w+ does not support SDPA": SCAN_ATTENTION,
+    r"ScanProcessor": SCAN_REGIONS,
+    r"has no chat template|doesn't accept chat templates": "the processor reads no conversations",
     r"does not support tools": "the chat template has no tools",
     r"_get_num_multimodal_tokens": "an image is one token, whatever its size",
     r"requires torchao": "torchao is not installed",
@@ -125,4 +131,30 @@ CLIP = Row(
 )
 
 
-ROWS: dict[str, Row] = {"clip": CLIP, "flamingo": FLAMINGO}
+# SCAN --------------------------------------------------------------------------------------------------------------
+
+SCAN = Row(
+    skips={
+        "test_attention_outputs": "there is one map of each image with its text, without heads or layers",
+        "test_hidden_states_output": "states of the GRU have both directions side by side",
+        "test_retain_grad_hidden_states_attentions": "the map is a view of the attention that the score is made of",
+        "test_capture_outputs_decorator": "what the GRU gives is turned before it is shown, so nothing is captured",
+        "test_can_capture_specific_layers_hidden_states": "as above",
+        "test_can_set_attention_dynamically": SCAN_ATTENTION,
+        "test_can_set_attention_dynamically_composite_model": SCAN_ATTENTION,
+        "test_sdpa_can_dispatch_composite_models": SCAN_ATTENTION,
+        "test_attn_implementation_composite_models": SCAN_ATTENTION,
+        "test_internal_model_config_and_subconfig_are_same": "the config has no parts",
+        "test_config": "upstream wants a number of attention heads; a GRU has none",
+        "test_can_load_from_already_mapped_keys": "original checkpoints are converted by hf_mmunify.conversion",
+        "test_reverse_loading_mapping": "original checkpoints are converted by hf_mmunify.conversion",
+        "test_flat_kwarg_applied_when_modality_dict_lacks_it": SCAN_REGIONS,
+        "test_model_input_names": SCAN_REGIONS,
+        "test_processor_with_multiple_inputs": SCAN_REGIONS,
+        "test_processor_text_has_no_visual": SCAN_REGIONS,
+        "test_subprocessor_defaults_1_images": SCAN_REGIONS,
+    },
+)
+
+
+ROWS: dict[str, Row] = {"clip": CLIP, "flamingo": FLAMINGO, "scan": SCAN}

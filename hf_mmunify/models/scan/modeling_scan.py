@@ -277,7 +277,6 @@ class ScanCrossAttention(nn.Module):
 class ScanPreTrainedModel(PreTrainedModel):
     config: ScanConfig
     base_model_prefix = "model"
-    main_input_name = "region_features"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _no_split_modules = ["ScanRecurrentLayer"]

@@ -121,7 +121,7 @@ class ScanProcessor(ProcessorMixin):
             encoded = self.tokenizer(texts, **merged["text_kwargs"])
             data |= {name: encoded[name] for name in ("input_ids", "attention_mask")}
         if images is not None:
-            if isinstance(images, Regions | dict) or getattr(images, "ndim", 0) == 2:
+            if isinstance(images, Regions | dict | Image.Image | str) or getattr(images, "ndim", 0) == 2:
                 images = [images]
             batch = pad_regions(images, self.region_feature_size, self.max_regions)
             data |= {name: batch[name] for name in ("region_features", "region_mask")}
