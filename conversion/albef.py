@@ -74,9 +74,11 @@ def key_map(config: AlbefConfig) -> list[Rule]:
             for index in range(fusion, layers):
                 first = 2 * index - fusion
                 rules += _layer(f"{encoder}.encoder.layer.{first}", f"{ours}.layers.{index}")
-                rules += _layer(f"{encoder}.encoder.layer.{first + 1}", f"pair_layers{copy}.{index - fusion}", True)
+                rules += _layer(
+                    f"{encoder}.encoder.layer.{first + 1}", f"pair_layers{copy}.{index - fusion}", is_second=True
+                )
             for index in range(fusion):
-                rules += _layer(f"{encoder}.encoder.layer.{index}", f"{ours}.layers.{index}")
+                rules += _layer(f"{encoder}.encoder.layer.{index}", f"{ours}.layers.{index}", is_fusion=False)
         else:
             rules += _layer(encoder + ".encoder.layer.{}", ours + ".layers.{}")
         rules += _embeddings(f"{decoder}.bert", f"{decoder}.model")
@@ -117,14 +119,15 @@ def _embeddings(theirs: str, ours: str) -> list[Rule]:
     ]
 
 
-def _layer(theirs: str, ours: str, is_second: bool = False) -> list[Rule]:
-    """A layer of BERT; the second of a pair has keys and values of the first."""
+def _layer(theirs: str, ours: str, is_second: bool = False, is_fusion: bool = True) -> list[Rule]:
+    """A layer of BERT, with cross-attention; the second of a pair has keys and values of the first."""
     rules = [
         Rename(f"{theirs}.intermediate.dense.{{*}}", f"{ours}.fc1.{{*}}"),
         Rename(f"{theirs}.output.dense.{{*}}", f"{ours}.fc2.{{*}}"),
         Rename(f"{theirs}.output.LayerNorm.{{*}}", f"{ours}.final_norm.{{*}}"),
     ]
-    for part, name in (("attention", "self_attn"), ("crossattention", "cross_attn")):
+    parts = {"attention": "self_attn", **({"crossattention": "cross_attn"} if is_fusion else {})}
+    for part, name in parts.items():
         for theirs_of, ours_of in (("query", "q"), ("key", "k"), ("value", "v")):
             if not (is_second and part == "crossattention" and ours_of != "q"):
                 rules.append(Rename(f"{theirs}.{part}.self.{theirs_of}.{{*}}", f"{ours}.{name}.{ours_of}_proj.{{*}}"))
@@ -255,7 +258,24 @@ def processor(original_config: dict | None) -> BlipProcessor | None:
     return BlipProcessor(BlipImageProcessorPil(size=size), tokenizer)
 
 
-VARIANTS: dict[str, Variant] = {}
+def _published(file: str, head: str, image_res: int, parameters: int, manifest: str | None = None) -> Variant:
+    config = {"text_encoder": "bert-base-uncased", "image_res": image_res}
+    return Variant(config=config, parameters=parameters, file=file, head=head, manifest=manifest)
+
+
+VARIANTS = {
+    "ALBEF": _published("ALBEF.pth", "pretraining", 256, 419_873_911),
+    "ALBEF_4M": _published("ALBEF_4M.pth", "pretraining", 256, 419_873_911, "ALBEF"),
+    "mscoco": _published("mscoco.pth", "retrieval", 384, 209_560_835),
+    "flickr30k": _published("flickr30k.pth", "retrieval", 384, 209_560_835, "mscoco"),
+    "refcoco": _published("refcoco.pth", "retrieval", 384, 209_560_835, "mscoco"),
+    "vqa": _published("vqa.pth", "vqa", 384, 580_672_116),
+    "pretrain_model_nlvr": _published("pretrain_model_nlvr.pth", "text_assignment", 256, 258_939_396),
+    "albef_nlvr_lavis": _published("albef_nlvr_lavis.pt", "nlvr2", 384, 518_762_500),
+    "albef_snli_ve_lavis": _published("albef_snli_ve_lavis.pt", "visual_entailment", 384, 419_516_934),
+}
+"""Keys and shapes are those that the authors' classes write at published sizes: whole, but for retrieval, whose file
+of COCO was found to be as large as without copies and queue. A file in the other form is read as well."""
 
 
 convert, export = bind(__name__)

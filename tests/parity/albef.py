@@ -79,7 +79,7 @@ def contrastive(model, inputs: dict, shown: dict, is_pretraining: bool) -> dict[
         base = model.model(**shown)
         found |= {
             "loss_mlm": result.loss_mlm,
-            "mlm_logits": result.mlm_logits,
+            "mlm_logits": model(**shown, masked_input_ids=masked["masked_input_ids"]).mlm_logits,
             "itm_logits": result.itm_logits,
             "image_embeds": base.image_hidden_state,
             "text_embeds": base.text_hidden_state,

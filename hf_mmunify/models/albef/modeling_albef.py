@@ -171,7 +171,8 @@ class AlbefImageTextOutput(ModelOutput):
     text_features (`torch.FloatTensor` of shape `(batch_size, projection_dim)`):
         What texts are compared by, of length 1.
     mlm_logits (`torch.FloatTensor` of shape `(batch_size, sequence_length, vocab_size)`, *optional*):
-        In pre-training: scores of the words at each position of `masked_input_ids`, or else of `input_ids`.
+        In pre-training: scores of the words at each position of `masked_input_ids`, or else of `input_ids`. Where it
+        learns from `labels`, of the hidden words alone: `(num_hidden, vocab_size)`.
     loss_itc (`torch.FloatTensor` of shape `(1,)`, *optional*):
         Image-text contrastive loss (the original's "ITA").
     loss_itm (`torch.FloatTensor` of shape `(1,)`, *optional*):
@@ -630,8 +631,9 @@ class AlbefTextModel(AlbefPreTrainedModel):
             )
 
         end = self.config.fusion_layer if is_alone else self.config.num_hidden_layers
+        fusion_layer = self.config.fusion_layer
         for index in range(start, end):
-            if index == self.config.fusion_layer:
+            if index == fusion_layer:
                 text_hidden_state = hidden_states
             hidden_states = self.layers[index](
                 hidden_states,
@@ -642,7 +644,7 @@ class AlbefTextModel(AlbefPreTrainedModel):
                 **kwargs,
             )
             if isinstance(hidden_states, tuple):
-                pair_layer = pair_layers[index - self.config.fusion_layer]
+                pair_layer = pair_layers[index - fusion_layer]
                 hidden_states = pair_layer(*hidden_states, attention_mask, **kwargs)
         return AlbefTextModelOutput(
             last_hidden_state=hidden_states,
@@ -750,14 +752,15 @@ class AlbefModel(AlbefPreTrainedModel):
         )
 
 
+@auto_docstring(
+    custom_intro="What heads share: a base model, and momentum copies of what is trained, if the config asks for them."
+)
 class AlbefDistilledModel(MomentumMixin, AlbefPreTrainedModel):
-    """What heads share: a base model, and momentum copies of what is trained, where the config asks for them."""
-
-    def __init__(self, config: AlbefConfig):
-        super().__init__(config)
+    def make_base(self, config: AlbefConfig) -> None:
+        """The base model and its copy, at the beginning of every head's `__init__`."""
         self.model = AlbefModel(config)
-        # CODEPATH: checkpoints published for use alone come without the copies
-        if config.distill:
+        self.has_copies = config.distill
+        if self.has_copies:
             self.model_m = AlbefModel(config)
         else:
             self._momentum_pairs = {}
@@ -779,7 +782,7 @@ class AlbefDistilledModel(MomentumMixin, AlbefPreTrainedModel):
         Raises:
             ValueError: when there are none, but `alpha` asks for them.
         """
-        if self.config.distill:
+        if self.has_copies:
             return self.config.alpha if alpha is None else alpha
         if alpha:
             raise ValueError(
@@ -789,16 +792,16 @@ class AlbefDistilledModel(MomentumMixin, AlbefPreTrainedModel):
         return 0.0
 
 
+@auto_docstring(custom_intro="A classifier over the first token of a text that has looked at its image.")
 class AlbefClassificationModel(AlbefDistilledModel):
-    """A base model and a classifier over the first token of the text that has looked at the image."""
-
     _momentum_pairs = {"model": "model_m", "classifier": "classifier_m"}
     num_classes: int
 
     def __init__(self, config: AlbefConfig):
         super().__init__(config)
+        self.make_base(config)
         self.classifier = AlbefClassifier(config.text_config.hidden_size, self.num_classes)
-        if config.distill:
+        if self.has_copies:
             self.classifier_m = AlbefClassifier(config.text_config.hidden_size, self.num_classes)
 
     def classify(
@@ -823,7 +826,7 @@ class AlbefClassificationModel(AlbefDistilledModel):
         loss = None
         if labels is not None:
             alpha, logits_m = self.weight_of_distillation(alpha), None
-            if self.config.distill:
+            if self.has_copies:
                 with torch.no_grad():
                     self.follow()
                     outputs_m = self.model_m(**inputs, **self.pair_layers_of("_m"))
@@ -885,7 +888,7 @@ class AlbefForImagesAndTextClassification(AlbefClassificationModel):
     def __init__(self, config: AlbefConfig):
         super().__init__(config)
         self.pair_layers = make_pair_layers(config.text_config)
-        if config.distill:
+        if self.has_copies:
             self.pair_layers_m = make_pair_layers(config.text_config)
         self.post_init()
 
@@ -1099,8 +1102,9 @@ class AlbefForQuestionAnswering(AlbefDistilledModel):
 
     def __init__(self, config: AlbefConfig):
         super().__init__(config)
+        self.make_base(config)
         self.text_decoder = AlbefAnswerDecoder._from_config(config.decoder_config)
-        if config.distill:
+        if self.has_copies:
             self.text_decoder_m = AlbefAnswerDecoder._from_config(config.decoder_config)
         self.post_init()
 
@@ -1163,7 +1167,7 @@ class AlbefForQuestionAnswering(AlbefDistilledModel):
             }
             logits = self.text_decoder(**answers, encoder_hidden_states=states).logits  # [A, L, V]
             alpha, logits_m = self.weight_of_distillation(alpha), None
-            if self.config.distill:
+            if self.has_copies:
                 with torch.no_grad():
                     self.follow()
                     states_m = self.model_m(pixel_values, *question[1:3], None, interpolate_pos_encoding)
@@ -1331,20 +1335,20 @@ def hardest(weights: torch.Tensor) -> torch.LongTensor:
     return weights.argmax(dim=1)
 
 
-class AlbefImageTextModel(AlbefDistilledModel):
-    """Contrast (ITC) and match (ITM) of images and texts: what pre-training and retrieval share (section 3.2).
-
-    Attributes:
-        choose_negatives (`Callable`, *optional*): decides in the place of chance which wrong image each text is
-            matched with, then which wrong text each image: weights `[B, W * B]` to indices `[B]`, as
-            `sample_hard_negatives(choose=...)` takes it.
+@auto_docstring(
+    custom_intro="""
+    Contrast (ITC) and match (ITM) of images and texts: what pre-training and retrieval share (section 3.2). Its
+    attribute `choose_negatives`, a function of weights `[B, W * B]` that gives indices `[B]`, decides in the place of
+    chance which wrong image each text is matched with, and then which wrong text each image.
     """
-
+)
+class AlbefImageTextModel(AlbefDistilledModel):
     _momentum_pairs = {"model": "model_m", "vision_proj": "vision_proj_m", "text_proj": "text_proj_m"}
     _queue_has_ids = False
 
     def __init__(self, config: AlbefConfig):
         super().__init__(config)
+        self.make_base(config)
         vision_width, text_width = config.vision_config.hidden_size, config.text_config.hidden_size
         self.vision_proj = nn.Linear(vision_width, config.projection_dim)
         self.text_proj = nn.Linear(text_width, config.projection_dim)
@@ -1352,10 +1356,10 @@ class AlbefImageTextModel(AlbefDistilledModel):
         self.itm_head = nn.Linear(text_width, 2)
         self.choose_negatives: Callable[[torch.Tensor], torch.LongTensor] | None = None
         self.queue = None
-        # CODEPATH: as the copies, the queue is missing from checkpoints published for use alone
-        if config.distill:
+        if self.has_copies:
             self.vision_proj_m = nn.Linear(vision_width, config.projection_dim)
             self.text_proj_m = nn.Linear(text_width, config.projection_dim)
+            # CODEPATH: as the copies, the queue is missing from checkpoints published for use alone
             if config.queue_size:
                 self.queue = FeatureQueue(config.projection_dim, config.queue_size, with_ids=self._queue_has_ids)
 
@@ -1433,7 +1437,7 @@ class AlbefImageTextModel(AlbefDistilledModel):
                 self.temperature.clamp_(*TEMPERATURES)
         ids = None if image_ids is None else image_ids.flatten()
         images_m = None
-        if self.config.distill:
+        if self.has_copies:
             with torch.no_grad():
                 self.follow()
                 mask = inputs["attention_mask"]
@@ -1736,7 +1740,7 @@ class AlbefForPreTraining(AlbefImageTextModel):
     def __init__(self, config: AlbefConfig):
         super().__init__(config)
         self.lm_head = AlbefLMHead(config.text_config)
-        if config.distill:
+        if self.has_copies:
             self.lm_head_m = AlbefLMHead(config.text_config)
         else:
             self._tied_weights_keys = {k: v for k, v in self._tied_weights_keys.items() if "_m." not in k}
@@ -1792,7 +1796,11 @@ class AlbefForPreTraining(AlbefImageTextModel):
         if masked_input_ids is not None:
             read = {"attention_mask": attention_mask, "encoder_hidden_states": outputs.image_hidden_state}
             words = self.model.text_model(masked_input_ids, **read).last_hidden_state
-        mlm_logits = self.lm_head(words)  # [B, T, V]
+        if labels is not None and self.training and not torch.compiler.is_compiling():
+            hidden = labels != -100  # [B, T]: scores of the other words would train nothing
+        else:
+            hidden = slice(None)
+        mlm_logits = self.lm_head(words[hidden])  # [B, T, V], or, in training, [hidden words, V]
         loss = loss_itc = loss_itm = loss_mlm = itm_logits_all = None
         if labels is not None:
             if masked_input_ids is None:
@@ -1811,13 +1819,13 @@ class AlbefForPreTraining(AlbefImageTextModel):
                 alpha=alpha,
                 generator=generator,
             )
-            if self.config.distill:
+            if self.has_copies:
                 with torch.no_grad():
                     words_m = self.model_m.text_model(
                         masked_input_ids, attention_mask=attention_mask, encoder_hidden_states=images_m
                     )
-                    logits_m = self.lm_head_m(words_m.last_hidden_state)
-            loss_mlm = masked_language_modeling_loss(mlm_logits, labels, soft_logits=logits_m, alpha=alpha)
+                    logits_m = self.lm_head_m(words_m.last_hidden_state[hidden])
+            loss_mlm = masked_language_modeling_loss(mlm_logits, labels[hidden], soft_logits=logits_m, alpha=alpha)
             loss = loss_mlm + loss_itc + loss_itm
         return AlbefImageTextOutput(
             loss=loss,
