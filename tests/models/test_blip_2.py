@@ -75,6 +75,24 @@ def test_retrieval_and_pre_training_load_from_each_other(tmp_path):
     assert torch.equal(again(**batch(), return_loss=False).logits_per_image, expected.logits_per_image)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("auto_name", [RETRIEVAL, PRETRAINING])
+def test_words_can_be_added(tmp_path, auto_name):
+    one, given = model(auto_name), batch(loss=True)
+    expected, words = one(**given), one.config.qformer_config.vocab_size
+    one.resize_token_embeddings(words + 3, mean_resizing=False)
+    one.save_pretrained(tmp_path)
+    again, report = type(one).from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"] and not report["mismatched_keys"]
+    again.choose_negatives = one.choose_negatives
+    assert again.get_input_embeddings().num_embeddings == words + 3
+    found = again(**given)
+    torch.testing.assert_close(found.loss_itm, expected.loss_itm)
+    if auto_name == PRETRAINING:
+        assert found.lm_logits.shape[-1] == words + 3
+        torch.testing.assert_close(found.lm_logits[..., :words], expected.lm_logits)
+
+
 # What it adds ------------------------------------------------------------------------------------------------------
 
 

@@ -163,10 +163,13 @@ class Blip2ForImageTextRetrieval(transformers.Blip2ForImageTextRetrieval):
     def __init__(self, config: Blip2Config):
         config.qformer_config.use_qformer_text_input = True  # the stages before the language model always read text
         super().__init__(config)
+
+    def add_parts(self) -> None:
+        """What the native class lacks."""
         self.temperature = nn.Parameter(torch.full((1,), INITIAL_TEMPERATURE))
-        self.post_init()
 
     def post_init(self) -> None:
+        self.add_parts()  # the native class calls this last: now, so that all is initialised and tied together
         super().post_init()
         # Whole layers, none within another; and the words stay with the root, because the head that writes shares them
         self._no_split_modules = {"Blip2EncoderLayer", "Blip2QFormerLayer", "Blip2VisionEmbeddings"}
@@ -181,9 +184,15 @@ class Blip2ForImageTextRetrieval(transformers.Blip2ForImageTextRetrieval):
         super()._init_weights(module)
         if module is self:
             init.normal_(self.query_tokens, std=self.config.qformer_config.initializer_range)
-            own = dict(self.named_parameters(recurse=False))
-            if "temperature" in own:  # the native class initialises its part before there is one
-                init.constant_(self.temperature, INITIAL_TEMPERATURE)
+            init.constant_(self.temperature, INITIAL_TEMPERATURE)
+
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        """As of any model; the words are the Q-Former's, and the token that begins a written text stays the same."""
+        config = self.config.qformer_config
+        config.decoder_start_token_id = decoder_start_token_id(config)
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        config.vocab_size = embeddings.num_embeddings
+        return embeddings
 
     def freeze_vision_model(self) -> None:
         """Train the Q-Former alone, as the paper does: the tower stays as it is, its last normalisation learns."""
@@ -472,13 +481,11 @@ class Blip2ForPreTraining(Blip2ForImageTextRetrieval):
 
     _keys_to_ignore_on_load_missing = [r"temperature", r"generation_head\..*"]
     _keys_to_ignore_on_load_unexpected = []
+    _tied_weights_keys = {"generation_head.decoder.weight": "embeddings.word_embeddings.weight"}
 
-    def __init__(self, config: Blip2Config):
-        super().__init__(config)
-        self.generation_head = Blip2GenerationHead(config.qformer_config)
-        # Now that there is a head to tie: the classes above finish their part of the model without it
-        self._tied_weights_keys = {"generation_head.decoder.weight": "embeddings.word_embeddings.weight"}
-        self.post_init()
+    def add_parts(self) -> None:
+        super().add_parts()
+        self.generation_head = Blip2GenerationHead(self.config.qformer_config)
 
     def get_output_embeddings(self) -> nn.Module:
         """The last matrix of the head that writes."""
