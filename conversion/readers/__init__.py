@@ -8,6 +8,7 @@
 | a TorchScript program | `pickled`: the weights of its modules; its code is not even read |
 | TensorFlow V2 checkpoints (`*.index` and `*.data-*`) | `tensorflow`, without TensorFlow |
 | flax msgpack | `flax`, without flax or jax |
+| t5x: a folder with flax msgpack and zarr arrays | `t5x`, the same |
 """
 
 import json
@@ -24,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from hf_mmunify.conversion.errors import ConversionError, NotACheckpointError, listing
-from hf_mmunify.conversion.readers import flax, pickled, tensorflow
+from hf_mmunify.conversion.readers import flax, pickled, t5x, tensorflow
 
 
 __all__ = ["read"]
@@ -66,14 +67,16 @@ def read(path: str | Path) -> Mapping[str, Any]:
     """The checkpoint at `path` as a tree: nested mappings down to torch tensors and whatever else it holds.
 
     Args:
-        path: a file; a folder with one checkpoint in it; an `*.index.json` of shards; or the prefix of a TensorFlow
-            checkpoint (`model.ckpt-1000` for `model.ckpt-1000.index`).
+        path: a file; a folder with one checkpoint in it, or one of t5x; an `*.index.json` of shards; or the prefix of
+            a TensorFlow checkpoint (`model.ckpt-1000` for `model.ckpt-1000.index`).
 
     Raises:
         NotACheckpointError: there is no such file, or it is something else, and what.
         UnsafeCheckpointError: a pickle that wants to call what no checkpoint needs; the message names it.
     """
     path = Path(path)
+    if t5x.is_checkpoint(path):
+        return _guarded(t5x.read, path, "a checkpoint of t5x")
     if path.is_dir():
         path = _only_checkpoint(path)
     if (prefix := tensorflow.prefix_of(path)) is not None:

@@ -93,6 +93,12 @@ PRESETS: dict[str, LoraPreset] = {
     # PEFT has no LoRA for recurrent layers, so the GRU stays as it is: the projection of regions and the embeddings of
     # words are adapted, one on either side of it. To train the GRU too, train all of this small model.
     "scan": LoraPreset(target_modules=r"(.*\.)?(region_projection|word_embeddings)"),
+    # Both towers are adapted; what leads from each into the shared space is small, and trained in full.
+    "flip": LoraPreset(
+        exclude_modules=r".*_projection",
+        modules_to_save=("visual_projection", "text_projection"),
+        full_precision=("visual_projection", "text_projection"),
+    ),
     # The transformer is adapted; its pooler and what is new on top of it are small, and trained in full.
     "vilt": LoraPreset(
         target_modules=r"(.*\.)?encoder\.layer\..*\.(query|key|value|dense)",

@@ -1,0 +1,2 @@
+from .configuration_flip import *
+from .modeling_flip import *
