@@ -247,6 +247,12 @@ class ViltPreTrainedModel(transformers.ViltPreTrainedModel):
     _can_record_outputs = {"hidden_states": ViltLayer, "attentions": ViltSelfAttention}
     accepts_loss_kwargs = False  # every loss is a mean of its own
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        # As for the native classes: for code outside of transformers, initialisation skips modules without parameters
+        # of their own, also those that set their children's
+        return False
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -314,7 +320,7 @@ class ViltModel(ViltPreTrainedModel, transformers.ViltModel):
         patches = patches.flatten(2).transpose(1, 2)  # [B, P, D]
         valid = None
         if pixel_mask is None:
-            lengths = patches.new_tensor([[height, width]], dtype=torch.float32)
+            lengths = None
         else:
             if pixel_mask.dim() != 3 or len(pixel_mask) != batch:
                 raise ValueError(
@@ -339,12 +345,14 @@ class ViltModel(ViltPreTrainedModel, transformers.ViltModel):
         positions = torch.stack((indices // width, indices % width), dim=-1)  # [B, P, 2]
         return ViltImageEmbeddings(embeds, mask, positions)
 
-    def _patch_positions(self, lengths: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Embeddings `[B or 1, height * width, D]` of the places in images of `lengths` `[B or 1, 2]` patches."""
+    def _patch_positions(self, lengths: torch.Tensor | None, height: int, width: int) -> torch.Tensor:
+        """Embeddings `[B or 1, height * width, D]` of places in images of `lengths` `[B, 2]` patches, or all."""
         table = self.embeddings.position_embeddings[:, 1:]  # [1, N * N, D]
         trained = self.config.image_size // self.config.patch_size
-        if len(lengths) == 1 and height == width == trained:
+        if lengths is None and height == width == trained:
             return table
+        if lengths is None:
+            lengths = torch.tensor([[height, width]], device=table.device)
         by_row = interpolation_weights(lengths[:, 0], height, trained).to(table.dtype)  # [B, h, N]
         by_column = interpolation_weights(lengths[:, 1], width, trained).to(table.dtype)  # [B, w, N]
         rows = (by_row @ table[0].view(trained, -1)).unflatten(-1, (trained, -1))  # [B, h, N, D]
