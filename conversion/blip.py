@@ -1,8 +1,8 @@
 """BLIP checkpoints -> the native BLIP classes, completed here, and back.
 
 A published file is `{"model": ...}`. Which head it holds is read off its keys, and so are its sizes, all but those of
-attention heads, which are 64 wide in everything published; an `original_config` is needed for other sizes only. It has
-the names of the authors' constructors: `vit` ("base", "large", or a dict of `embed_dim`, `depth`, `num_heads`,
+attention heads, which are 64 wide in everything published; an `original_config` is needed for other sizes only. It
+has the names of the authors' constructors: `vit` ("base", "large", or a dict of `embed_dim`, `depth`, `num_heads`,
 `patch_size`), `image_size`, `med_config` (a dict), `embed_dim`, `momentum`, and `tokenizer` (ids of the special tokens,
 where it is another than theirs).
 
@@ -228,7 +228,37 @@ def processor(original_config: dict | None) -> BlipProcessor | None:
     return BlipProcessor(BlipImageProcessorPil(size=size), tokenizer)
 
 
-VARIANTS: dict[str, Variant] = {}
+def _published(
+    vit: str, image_size: int, parameters: int, name: str, head: str, same_as: str | None = None
+) -> Variant:
+    return Variant(
+        config={"vit": vit, "image_size": image_size},
+        parameters=parameters,
+        file=f"{name}.pth",
+        head=head,
+        manifest=same_as,
+    )
+
+
+PUBLISHED = [
+    ("base", 224, 475_892_799, "model_base_14M", "pretrain", "model_base"),
+    ("base", 224, 475_892_799, "model_base", "pretrain"),
+    ("base", 224, 475_892_799, "model_base_capfilt_large", "pretrain", "model_base"),
+    ("large", 224, 920_467_007, "model_large", "pretrain"),
+    ("base", 384, 447_486_979, "model_base_retrieval_coco", "retrieval"),
+    ("base", 384, 447_486_979, "model_base_retrieval_flickr", "retrieval", "model_base_retrieval_coco"),
+    ("large", 384, 892_255_747, "model_large_retrieval_coco", "retrieval"),
+    ("large", 384, 892_255_747, "model_large_retrieval_flickr", "retrieval", "model_large_retrieval_coco"),
+    ("base", 384, 223_971_644, "model_base_caption_capfilt_large", "caption"),
+    ("large", 384, 446_290_492, "model_large_caption", "caption"),
+    ("base", 480, 361_478_972, "model_vqa", "vqa", "model_base_vqa_capfilt_large"),
+    ("base", 480, 361_478_972, "model_base_vqa_capfilt_large", "vqa"),
+    ("base", 384, 259_372_034, "model_base_nlvr", "nlvr2"),
+]
+"""README.md and configs/ of the original. The manifests are what its constructors give at these sizes; a file that was
+stripped of teacher and queue has fewer keys, and becomes a model without them."""
+
+VARIANTS = {row[3]: _published(*row) for row in PUBLISHED}
 
 
 convert, export = bind(__name__)

@@ -76,7 +76,7 @@ from ...losses import (
 
 
 MERGE_FROM_LAYER = 6
-"""From which layer on NLVR2's two branches are merged by a layer of their own, instead of averaged (nlvr_encoder.py)."""
+"""From which layer on NLVR2's branches are merged by a layer of their own, instead of averaged (nlvr_encoder.py)."""
 
 TEMPERATURE_BOUNDS = (0.001, 0.5)
 """Between which values the learnt temperature is kept (blip_retrieval.py)."""
@@ -91,14 +91,14 @@ def _option(config: BlipConfig, name: str) -> Any:
     | `queue_size` | 57600 | columns of the feature queue; 0: neither queue nor teacher, as in native checkpoints |
     | `momentum` | 0.995 | how much of the teacher stays at each step |
     | `alpha` | 0.4 | weight of the teacher's answer in the contrastive targets |
-    | `temperature` | 0.07 | of the contrastive loss; where it is learnt, at the start |
+    | `contrastive_temperature` | 0.07 | of the contrastive loss; where it is learnt, at the start |
     """
     published = {
         "encoder_token_id": (config.text_config.bos_token_id or 0) + 1,
         "queue_size": 57600,
         "momentum": 0.995,
         "alpha": 0.4,
-        "temperature": 0.07,
+        "contrastive_temperature": 0.07,
     }
     return vars(config).get(name, published[name])
 
@@ -905,6 +905,13 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, transformers.BlipForQuestion
         Raises:
             ValueError: the answers do not belong to the questions, or a label is no token.
         """
+        words = self.config.text_config.vocab_size
+        is_checked = labels is not None and not torch.compiler.is_compiling()
+        if is_checked and ((labels >= words) | ((labels < 0) & (labels != -100))).any():
+            raise ValueError(
+                f"labels are token ids from 0 to {words - 1}, or -100 where nothing is to be learned; got "
+                f"{int(labels.min())} to {int(labels.max())}. Do tokenizer and embedding table belong together?"
+            )
         question, vision = self._read(input_ids, pixel_values, attention_mask, interpolate_pos_encoding, **kwargs)
         if decoder_input_ids is None and labels is None:
             decoder_input_ids = input_ids.new_full((len(input_ids), 1), self.decoder_start_token_id)
@@ -953,14 +960,8 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, transformers.BlipForQuestion
 
     def _answer_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Negative log-likelihood of each whole answer, smoothed as the config says, `[A]`."""
-        vocabulary = logits.shape[-1]
         if labels.shape != logits.shape[:2]:
             raise ValueError(f"expected labels {list(logits.shape[:2])}, as the answers, got {list(labels.shape)}.")
-        if not torch.compiler.is_compiling() and ((labels >= vocabulary) | ((labels < 0) & (labels != -100))).any():
-            raise ValueError(
-                f"labels are token ids from 0 to {vocabulary - 1}, or -100 where nothing is to be learned; got "
-                f"{int(labels.min())} to {int(labels.max())}. Do tokenizer and embedding table belong together?"
-            )
         targets = labels[:, 1:].to(logits.device)
         losses = nn.functional.cross_entropy(
             logits[:, :-1].float().transpose(1, 2),
@@ -1217,7 +1218,7 @@ class BlipMatchingPreTrainedModel(MomentumMixin, BlipPreTrainedModel):
 
     def _add_teacher(self, queue_size: int, with_ids: bool) -> None:
         config, width = self.config, self.config.image_text_hidden_size
-        self.temp = nn.Parameter(torch.full((1,), float(_option(config, "temperature"))))
+        self.temp = nn.Parameter(torch.full((1,), float(_option(config, "contrastive_temperature"))))
         self.vision_model_m = BlipVisionModel(config.vision_config)
         self.vision_proj_m = nn.Linear(config.vision_config.hidden_size, width)
         self.text_encoder_m = BlipTextModel(config.text_config, add_pooling_layer=False)
@@ -1233,7 +1234,7 @@ class BlipMatchingPreTrainedModel(MomentumMixin, BlipPreTrainedModel):
         if isinstance(module, FeatureQueue):
             module.reset()
         elif isinstance(module, BlipMatchingPreTrainedModel) and module.temp is not None:
-            init.constant_(module.temp, float(_option(self.config, "temperature")))
+            init.constant_(module.temp, float(_option(self.config, "contrastive_temperature")))
 
     def get_input_embeddings(self) -> nn.Module:
         return self.text_encoder.get_input_embeddings()
@@ -1311,7 +1312,7 @@ class BlipMatchingPreTrainedModel(MomentumMixin, BlipPreTrainedModel):
         if self.temp is not None and self.training:
             with torch.no_grad():
                 self.temp.clamp_(*TEMPERATURE_BOUNDS)
-        temperature = _option(self.config, "temperature") if self.temp is None else self.temp
+        temperature = _option(self.config, "contrastive_temperature") if self.temp is None else self.temp
 
         vision = self._see(pixel_values, interpolate_pos_encoding, **kwargs)
         text = self.text_encoder(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
@@ -1490,7 +1491,7 @@ class BlipForImageTextRetrieval(BlipMatchingPreTrainedModel, transformers.BlipFo
             alpha (`float`, *optional*, defaults to `config.alpha`, or 0.4):
                 Weight of the teacher's answer in the contrastive targets.
             generator (`torch.Generator`, *optional*):
-                Source of chance of the hard negatives, which are drawn in training; in evaluation the hardest are taken.
+                Source of chance of the hard negatives, drawn in training; in evaluation the hardest are taken.
 
         Raises:
             ValueError: images, texts and ids do not belong together, or a pair has no negative.
@@ -1555,7 +1556,7 @@ class BlipForPreTraining(BlipMatchingPreTrainedModel):
     def __init__(self, config: BlipConfig):
         super().__init__(config, queue_size=_option(config, "queue_size"), with_ids=False)
         if self.temp is None:
-            self.temp = nn.Parameter(torch.full((1,), float(_option(config, "temperature"))))
+            self.temp = nn.Parameter(torch.full((1,), float(_option(config, "contrastive_temperature"))))
         self.text_decoder = BlipTextLMHeadModel(config.text_config)
         self._tied_weights_keys = {
             f"text_decoder.bert.{name}": f"text_encoder.{name}"
@@ -1595,7 +1596,7 @@ class BlipForPreTraining(BlipMatchingPreTrainedModel):
             alpha (`float`, *optional*, defaults to `config.alpha`, or 0.4):
                 Weight of the teacher's answer in the contrastive targets.
             generator (`torch.Generator`, *optional*):
-                Source of chance of the hard negatives, which are drawn in training; in evaluation the hardest are taken.
+                Source of chance of the hard negatives, drawn in training; in evaluation the hardest are taken.
 
         Raises:
             ValueError: images and texts do not belong together, or a pair has no negative.
