@@ -48,7 +48,7 @@ from transformers import (
 )
 
 import hf_mmunify  # noqa: F401  (registers the architectures)
-from hf_mmunify.data import VOCABULARY, DigitScenes
+from hf_mmunify.data import VOCABULARY, DigitSceneRows
 from hf_mmunify.data.digit_scenes import COLORS, DIGITS
 
 
@@ -134,6 +134,28 @@ def blip_2() -> PreTrainedConfig:
     )
 
 
+def albef() -> PreTrainedConfig:
+    text = {**TEXT, "num_hidden_layers": 4, "fusion_layer": 2}
+    vision = {**VISION, "model_type": "vit"}
+    return AutoConfig.for_model("albef", text_config=text, vision_config=vision, projection_dim=128, queue_size=512)
+
+
+def coca() -> PreTrainedConfig:
+    return AutoConfig.for_model(
+        "coca",
+        text_config={**TEXT, "num_hidden_layers": 4, "num_unimodal_layers": 2},
+        vision_config={**VISION, "model_type": "clip_vision_model"},
+        projection_dim=128,
+        pooler_num_queries=9,
+        pooler_num_attention_heads=4,
+    )
+
+
+def flip() -> PreTrainedConfig:
+    vision = {**VISION, "mask_ratio": 0.0}  # of nine patches none can be spared
+    return AutoConfig.for_model("flip", text_config=dict(TEXT), vision_config=vision, projection_dim=128)
+
+
 def vit() -> PreTrainedConfig:
     return AutoConfig.for_model("vit", **VISION)
 
@@ -197,6 +219,9 @@ class Architecture(NamedTuple):
 
 
 ARCHITECTURES = {
+    "albef": Architecture(
+        albef, lambda: BlipProcessor(BlipImageProcessor(size=SQUARE), TOKENIZER), of_tower("vision_model")
+    ),
     "blip": Architecture(
         blip, lambda: BlipProcessor(BlipImageProcessor(size=SQUARE), TOKENIZER), of_tower("vision_model")
     ),
@@ -208,6 +233,16 @@ ARCHITECTURES = {
     ),
     "clip": Architecture(
         clip,
+        lambda: CLIPProcessor(CLIPImageProcessor(size=SQUARE, do_center_crop=False), TOKENIZER),
+        of_tower("vision_model"),
+    ),
+    "coca": Architecture(
+        coca,
+        lambda: CLIPProcessor(CLIPImageProcessor(size=SQUARE, do_center_crop=False), TOKENIZER),
+        of_tower("vision_model"),
+    ),
+    "flip": Architecture(
+        flip,
         lambda: CLIPProcessor(CLIPImageProcessor(size=SQUARE, do_center_crop=False), TOKENIZER),
         of_tower("vision_model"),
     ),
@@ -267,20 +302,9 @@ class SceneReader(nn.Module):
         return {"loss": sum(losses) + len(DIGITS) * whole_loss, **logits}
 
 
-class Scenes(torch.utils.data.Dataset):
-    """Scenes of the training split, with what lies in their cells, drawn when they are asked for."""
-
-    def __init__(self, size: int, seed: int):
-        self.scenes, self.size = DigitScenes("train", seed), size
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int) -> dict:
-        return self.scenes.cells(index)
-
-
-def learn_to_see(model: PreTrainedModel, row: Architecture, image_processor, steps: int, seed: int) -> float:
+def learn_to_see(
+    model: PreTrainedModel, row: Architecture, image_processor, steps: int, seed: int, output_dir: str
+) -> float:
     """Train the vision of `model` in place; share of the objects of unseen handwriting that it then reads rightly."""
 
     def collate(rows: list[dict]) -> dict[str, torch.Tensor]:
@@ -291,23 +315,22 @@ def learn_to_see(model: PreTrainedModel, row: Architecture, image_processor, ste
         return {"pixel_values": frames.reshape(len(rows), *frames.shape[-3:]), **cells, "order": order}
 
     reader = SceneReader(model, row.vision, LAYERS["hidden_size"])
-    batch_size = 64
     arguments = TrainingArguments(
-        output_dir="unused",
+        output_dir=output_dir,
         max_steps=steps,
-        per_device_train_batch_size=batch_size,
+        per_device_train_batch_size=64,
         learning_rate=2e-3,
         lr_scheduler_type="cosine",
         warmup_steps=0.1,
+        dataloader_pin_memory=False,
         logging_steps=max(1, steps // 10),
         save_strategy="no",
         remove_unused_columns=False,
         seed=seed,
     )
-    Trainer(reader, arguments, collate, train_dataset=Scenes(steps * batch_size, seed)).train()
-    batch = {
-        name: value.to(model.device) for name, value in collate(DigitScenes("test").examples("cells", 500)).items()
-    }
+    Trainer(reader, arguments, collate, train_dataset=DigitSceneRows("cells", 10_000, seed=seed)).train()
+    unseen = collate(list(DigitSceneRows("cells", 500, "test")))
+    batch = {name: value.to(model.device) for name, value in unseen.items()}
     with torch.no_grad():
         logits = reader.eval()(**batch)
     right = [logits[name].argmax(dim=-1) == batch[name] for name in ("digits", "colors")]
@@ -330,7 +353,7 @@ def main(argv: list[str] | None = None) -> float | None:
     score = None
     if args.pretrain_vision:
         image_processor = processor.image_processor if isinstance(processor, ProcessorMixin) else processor
-        score = learn_to_see(model, row, image_processor, args.pretrain_vision, args.seed)
+        score = learn_to_see(model, row, image_processor, args.pretrain_vision, args.seed, args.output_dir)
         print(f"Objects of unseen handwriting read rightly: {score:.3f}")
     model.save_pretrained(args.output_dir)
     processor.save_pretrained(args.output_dir)

@@ -26,7 +26,7 @@ from transformers import HfArgumentParser, set_seed
 
 from hf_mmunify import AutoModelForVisualEntailment
 from hf_mmunify.data import VisualEntailmentCollator
-from hf_mmunify.evaluation import accuracy
+from hf_mmunify.evaluation import class_accuracy
 from hf_mmunify.training import (
     FineTuningArguments,
     TaskArguments,
@@ -34,7 +34,7 @@ from hf_mmunify.training import (
     finish,
     fit,
     load_for_task,
-    score,
+    predict,
     task_rows,
 )
 
@@ -79,15 +79,12 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     trainer = TaskTrainer(model, args, collator, train_dataset=train, eval_dataset=test, processing_class=processor)
     fit(trainer, script_args)
     truth = collator.labels(test)
-    result = score(
-        trainer.model,
-        collator,
-        test,
-        answer,
-        lambda answers: accuracy(answers, truth)["accuracy"],
-        args.per_device_eval_batch_size,
-    )
-    return finish(trainer, script_args, "visual-entailment", {"accuracy": result})
+    results, details = {"accuracy": {}}, {}
+    for name, blind in (("score", False), ("blind", True)):
+        answers = predict(trainer.model, collator, test, answer, args.per_device_eval_batch_size, blind)
+        details[name] = class_accuracy(answers, truth, names)
+        results["accuracy"][name] = details[name]["accuracy"]
+    return finish(trainer, script_args, "visual-entailment", results, details)
 
 
 if __name__ == "__main__":

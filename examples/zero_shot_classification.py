@@ -23,9 +23,9 @@ and the same options. The same command goes on where a killed run stopped.
 from dataclasses import dataclass, field
 
 from peft import PeftModel
-from transformers import HfArgumentParser, set_seed
+from transformers import AutoModelForZeroShotImageClassification, HfArgumentParser, set_seed
 
-from hf_mmunify import AutoModelForImageTextRetrieval
+import hf_mmunify  # noqa: F401  (registers the architectures)
 from hf_mmunify.data import RetrievalCollator, load_rows
 from hf_mmunify.data.digit_scenes import COLORS, DIGITS
 from hf_mmunify.data.sources import DIGIT_SCENES
@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict[str, float]]:
     script_args.evaluate_only |= script_args.pairs is None
     images, labels, names, templates = labelled(script_args)
     train = None if script_args.pairs is None else training_rows(script_args, "caption", script_args.pairs)
-    model, processor = load_for_task(AutoModelForImageTextRetrieval, script_args)
+    model, processor = load_for_task(AutoModelForZeroShotImageClassification, script_args)
     collator = RetrievalCollator(
         processor, image_column=script_args.image_column, text_column=script_args.caption_column
     )

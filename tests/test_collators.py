@@ -121,6 +121,9 @@ def test_frames_are_evenly_spaced():
     assert [np.asarray(frame)[0, 0, 0] for frame in as_frames(video, 4)] == [0, 3, 6, 9]
     assert [np.asarray(frame)[0, 0, 0] for frame in as_frames(list(video[:2]), 4)] == [0, 0, 1, 1]
     assert len(as_frames(video)) == 10
+    clips = [[np.asarray(frame)[0, 0, 0] for frame in as_frames(video, 3, 2, start)] for start in (0, 0.5, 1)]
+    assert clips == [[0, 2, 4], [2, 4, 6], [5, 7, 9]]
+    assert [np.asarray(frame)[0, 0, 0] for frame in as_frames(video, 3, 8, 1.0)] == [0, 8, 9]
     with pytest.raises(ValueError, match="frames of a video"):
         as_frames([])
 
@@ -306,6 +309,22 @@ def test_video(kind):
     assert batch["pixel_values"].shape == (2, 3, 3, 24, 24) and batch["labels"].tolist() == [0, 1]
     levels = (batch["pixel_values"][:, :, 0, 0, 0] * plain.image_std[0] + plain.image_mean[0]) * 255
     assert levels.round().tolist() == [[0, 40, 100], [1, 41, 101]]  # frames 0, 2 (of 2.5) and 5
+
+
+def test_clips_of_a_video():
+    video = np.arange(20, dtype=np.uint8)[:, None, None, None] * np.ones((20, 24, 24, 3), np.uint8)
+    plain = CLIPImageProcessorPil(size={"height": 24, "width": 24}, do_center_crop=False, do_normalize=False)
+    collator = VideoClassificationCollator(plain, num_frames=2, frame_stride=4)
+
+    def places(batch):
+        return (batch["pixel_values"][:, :, 0, 0, 0] * 255).round().int().tolist()
+
+    rows = [{"video": video, "label": 0, "clip_start": start} for start in (0, 0.2, 1)]
+    assert places(collator.inputs(rows)) == [[0, 4], [3, 7], [15, 19]]
+    assert places(collator.inputs([{"video": video}])) == [[8, 12]]  # in the middle; round half to even
+    torch.manual_seed(0)
+    drawn = places(collator([{"video": video, "label": 0}] * 20))
+    assert len({first for first, _ in drawn}) > 8 and all(last - first == 4 for first, last in drawn)
 
 
 # Rows that are wrong -------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from peft import PeftModel
 from test_examples import EXAMPLES, script
 from transformers import AutoModelForImageTextToText, AutoModelForVideoClassification, AutoProcessor
 
+from hf_mmunify import AutoModelForVisualEntailment
 from hf_mmunify.data import load_rows
 
 
@@ -31,13 +32,17 @@ RUNS = {
     "questions, ranked": ("visual_question_answering", "blip", ["--rank_answers"], {"vqa_accuracy"}),
     "questions, prompt": ("visual_question_answering", "blip_2", ["--prompt", "{question} answer:"], {"vqa_accuracy"}),
     "reasoning": ("visual_reasoning", "vilt", [], {"accuracy"}),
-    "entailment": ("visual_entailment", "vilt", [], {"accuracy"}),
-    "video": ("video_classification", "timesformer", [], {"top1", "top5"}),
+    "entailment": ("visual_entailment", "albef", ["--freeze", "vision"], {"accuracy"}),
+    "captioning, CoCa": ("captioning", "coca", [], {"cider", "exact_match"}),
+    "retrieval, matched": ("image_text_retrieval", "albef", ["--top_k", "2"], {"mean_recall"}),
+    "zero-shot, FLIP": ("zero_shot_classification", "flip", ["--pairs", "digit-scenes"], {"top1", "top5"}),
+    "video": ("video_classification", "timesformer", ["--frame_stride", "1", "--num_clips", "2"], {"top1", "top5"}),
     "video, VideoMAE": ("video_classification", "videomae", ["--layer_decay", "0.8"], {"top1", "top5"}),
     "zero-shot": ("zero_shot_classification", "clip", ["--pairs", "digit-scenes"], {"top1", "top5"}),
 }
 LORA = {
     "captioning": ("captioning", "blip", AutoModelForImageTextToText, {}),
+    "entailment": ("visual_entailment", "vilt", AutoModelForVisualEntailment, {}),
     "video": ("video_classification", "timesformer", AutoModelForVideoClassification, {"num_labels": 8}),
 }
 
@@ -76,10 +81,14 @@ def test_a_task_from_a_small_model_to_its_results(small, tmp_path, capsys, name)
     assert (tmp_path / "model.safetensors").is_file() and AutoProcessor.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("name", LORA)
-def test_a_lora_of_a_task(small, tmp_path, name):
+@pytest.mark.parametrize(
+    "name, kind", [*((name, "--lora") for name in LORA), ("captioning", "--qlora"), ("entailment", "--qlora")]
+)
+def test_a_lora_of_a_task(small, tmp_path, name, kind):
+    if kind == "--qlora":
+        pytest.importorskip("bitsandbytes")
     script_name, architecture, auto_class, settings = LORA[name]
-    results = run(small, script_name, architecture, tmp_path, "--lora", "--rank", "2", "--learning_rate", "0.01")
+    results = run(small, script_name, architecture, tmp_path, kind, "--rank", "2", "--learning_rate", "0.01")
     assert json.loads((tmp_path / "results.json").read_text())["results"] == results
     base = auto_class.from_pretrained(small(architecture), **settings)
     model = PeftModel.from_pretrained(base, tmp_path)

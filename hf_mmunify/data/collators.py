@@ -493,14 +493,27 @@ class VideoClassificationCollator(LabelCollator):
         processor: An image processor, or what has one.
         video_column (`str`, defaults to "video"): Frames, or the path of a file.
         label_column, label_names: As of [`LabelCollator`].
-        num_frames (`int`, *optional*): Frames of a video, evenly spaced; by default all, and then each has as many.
+        num_frames (`int`, *optional*): Frames of a video; by default all, and then each has as many.
+        frame_stride (`int`, *optional*): From one frame to the next, in a clip at a random place; by default frames
+            are evenly spaced over the whole video. `inputs` takes the clip in the middle, or the one at "clip_start",
+            if a row has it: from 0, as early as can be, to 1.
     """
 
     video_column: str = "video"
     num_frames: int | None = None
+    frame_stride: int | None = None
+
+    def _clips(self, rows: Sequence[Row], starts: Sequence[float]) -> Batch:
+        videos = _column(rows, self.video_column)
+        return self.pixels(
+            [as_frames(video, self.num_frames, self.frame_stride, start) for video, start in zip(videos, starts)]
+        )
 
     def inputs(self, rows: Sequence[Row]) -> Batch:
-        return self.pixels([as_frames(video, self.num_frames) for video in _column(rows, self.video_column)])
+        return self._clips(rows, [row.get("clip_start", 0.5) for row in rows])
+
+    def __call__(self, rows: Sequence[Row]) -> Batch:
+        return {**self._clips(rows, torch.rand(len(rows)).tolist()), "labels": self.labels(rows)}
 
 
 __all__ = [

@@ -79,13 +79,17 @@ def _as_bytes(array: np.ndarray) -> np.ndarray:
     return np.rint(array * 255.0 if is_unit else array).astype(np.uint8)
 
 
-def as_frames(video: Any, num_frames: int | None = None) -> list[Image.Image]:
-    """A video as RGB frames, evenly spaced over its length, the first and the last among them.
+def as_frames(
+    video: Any, num_frames: int | None = None, stride: int | None = None, start: float = 0.0
+) -> list[Image.Image]:
+    """A video as RGB frames: evenly spaced over its length, the first and the last among them, or a clip of it.
 
     Args:
         video: Frames, as a sequence of images or an array or tensor `[F, H, W, C]`, `[F, C, H, W]` or `[F, H, W]`; or
             the path of a file, which PyAV decodes (`pip install 'hf-mmunify[video]'`).
         num_frames (`int`, *optional*): How many; by default all. Of a shorter video frames are repeated.
+        stride (`int`, *optional*): Takes a clip, every so many frames, in the place of the whole length.
+        start (`float`, defaults to 0.0): Where the clip begins: 0 is as early, 1 as late as it can.
 
     Raises:
         ValueError: there are no frames, or one of them is no image.
@@ -97,7 +101,10 @@ def as_frames(video: Any, num_frames: int | None = None) -> list[Image.Image]:
     if not isinstance(video, Sequence | np.ndarray | torch.Tensor) or len(video) == 0:
         raise ValueError(f"Expected the frames of a video or the path of its file, got {type(video).__name__}.")
     places = range(len(video))
-    if num_frames is not None:
+    if num_frames is not None and stride is not None:
+        first = round(start * max(0, len(video) - 1 - (num_frames - 1) * stride))
+        places = [min(first + number * stride, len(video) - 1) for number in range(num_frames)]
+    elif num_frames is not None:
         places = np.linspace(0, len(video) - 1, num_frames).round().astype(int).tolist()
     return [as_picture(video[place]) for place in places]
 

@@ -12,7 +12,7 @@ DIGIT_SCENES = "digit-scenes"
 
 
 class DigitSceneRows(torch.utils.data.Dataset):
-    """Digit scenes that are drawn when they are asked for, images as arrays: nothing is stored, encoded or decoded.
+    """Digit scenes that are drawn when they are first asked for, and kept, with images as arrays: none is encoded.
 
     Args:
         task (`str`): Which (`hf_mmunify.data.digit_scenes.TASKS`).
@@ -22,6 +22,7 @@ class DigitSceneRows(torch.utils.data.Dataset):
 
     def __init__(self, task: str, size: int, split: str = "train", **settings):
         self.task, self.size, self.scenes = task, size, DigitScenes(split, **settings)
+        self._drawn: dict[int, dict] = {}
 
     def __len__(self) -> int:
         return self.size
@@ -29,7 +30,9 @@ class DigitSceneRows(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict:
         if not 0 <= index < self.size:  # which also ends a loop over all rows
             raise IndexError(f"There are {self.size} rows, no row {index}.")
-        return self.scenes.example(self.task, index)
+        if index not in self._drawn:
+            self._drawn[index] = self.scenes.example(self.task, index)
+        return self._drawn[index]
 
 
 def load_rows(

@@ -7,6 +7,7 @@ trainer, scores     -> finish         -> the folder: results.json, card, and the
 """
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +45,7 @@ class TaskArguments:
     )
     train_split: str = field(default="train", metadata={"help": "Rows to learn from."})
     eval_split: str = field(default="test", metadata={"help": "Rows to evaluate on."})
-    max_train_rows: int | None = field(default=None, metadata={"help": "So many; digit scenes are 100,000."})
+    max_train_rows: int | None = field(default=None, metadata={"help": "So many; digit scenes are 20,000."})
     max_eval_rows: int | None = field(default=None, metadata={"help": "So many; digit scenes are 1,000."})
     freeze: str | None = field(
         default=None, metadata={"help": "Towers that are not trained: a regular expression of their names (vision)."}
@@ -85,7 +86,7 @@ def training_rows(args: TaskArguments, task: str, dataset: str | None = None) ->
     """
     dataset = args.dataset if dataset is None else dataset
     if dataset == DIGIT_SCENES:
-        return DigitSceneRows(task, args.max_train_rows or 100_000, args.train_split)
+        return DigitSceneRows(task, args.max_train_rows or 20_000, args.train_split)
     return load_rows(dataset, task, args.train_split, args.max_train_rows)
 
 
@@ -109,8 +110,30 @@ def load_for_task(auto_class: type, args: TaskArguments, **settings: Any) -> tup
     """
     processor = AutoProcessor.from_pretrained(args.model_name_or_path)
     if args.qlora:
-        config = AutoConfig.from_pretrained(args.model_name_or_path)
-        settings["quantization_config"] = qlora_config(config)
+        quantization = qlora_config(AutoConfig.from_pretrained(args.model_name_or_path))
+        model, new = _load(auto_class, args, **settings, quantization_config=quantization)
+        if new:  # what was just drawn is trained in full, which 4 bits do not allow
+            quantization.llm_int8_skip_modules += [rf"{re.escape(name)}(?:\..*)?$" for name in new]
+            model, new = _load(auto_class, args, **settings, quantization_config=quantization)
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    else:
+        model, new = _load(auto_class, args, **settings)
+    if args.freeze is not None:
+        freeze_layers(model, towers=args.freeze)
+    if args.lora or args.qlora:
+        size = {"r": args.rank, "lora_alpha": 2 * args.rank}
+        if model.config.model_type in PRESETS:
+            config = lora_config(model, **size)
+        else:  # an architecture of transformers that this package does not know
+            config = LoraConfig(target_modules="all-linear", **size)
+        config.modules_to_save = sorted({*(config.modules_to_save or ()), *new}) or None
+        model = get_peft_model(model, config)
+        model.print_trainable_parameters()
+    return model, processor
+
+
+def _load(auto_class: type, args: TaskArguments, **settings: Any) -> tuple[PreTrainedModel, list[str]]:
+    """A model, and the names of its modules that the loaded weights have not."""
     model, loading = auto_class.from_pretrained(
         args.model_name_or_path,
         dtype=torch.float32,
@@ -118,23 +141,8 @@ def load_for_task(auto_class: type, args: TaskArguments, **settings: Any) -> tup
         output_loading_info=True,
         **settings,
     )
-    if args.freeze is not None:
-        freeze_layers(model, towers=args.freeze)
-    if not (args.lora or args.qlora):
-        return model, processor
-    if args.qlora:
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    size = {"r": args.rank, "lora_alpha": 2 * args.rank}
-    if model.config.model_type in PRESETS:
-        config = lora_config(model, **size)
-    else:  # an architecture of transformers that this package does not know
-        config = LoraConfig(target_modules="all-linear", **size)
     mismatched = {entry if isinstance(entry, str) else entry[0] for entry in loading["mismatched_keys"]}
-    new = _new_modules(model, {*loading["missing_keys"], *mismatched})
-    config.modules_to_save = sorted({*(config.modules_to_save or ()), *new}) or None
-    model = get_peft_model(model, config)
-    model.print_trainable_parameters()
-    return model, processor
+    return model, _new_modules(model, {*loading["missing_keys"], *mismatched})
 
 
 def _new_modules(model: nn.Module, drawn: set[str]) -> list[str]:
@@ -213,7 +221,11 @@ def fit(trainer: Trainer, args: TaskArguments) -> None:
 
 
 def finish(
-    trainer: Trainer, args: TaskArguments, task: str, results: dict[str, dict[str, float]]
+    trainer: Trainer,
+    args: TaskArguments,
+    task: str,
+    results: dict[str, dict[str, float]],
+    details: dict[str, Any] | None = None,
 ) -> dict[str, dict[str, float]]:
     """Print what was measured and leave it in the output folder, with a card; put the folder on the Hub, if asked.
 
@@ -222,6 +234,7 @@ def finish(
         args ([`TaskArguments`]): Of the run.
         task (`str`): As the Hub spells it: "visual-question-answering".
         results (`dict`): Metric -> `{"score": ..., "blind": ...}`.
+        details (`dict`, *optional*): What else is to be kept in `results.json`: scores by class, confusion.
 
     Returns:
         `dict`: `results`.
@@ -234,7 +247,7 @@ def finish(
     folder = Path(trainer.args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     record = {"task": task, "model": args.model_name_or_path, "dataset": args.dataset, "split": args.eval_split}
-    record |= {"steps": trainer.state.global_step, "results": results}
+    record |= {"steps": trainer.state.global_step, "results": results, **({"details": details} if details else {})}
     (folder / RESULTS_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     if args.evaluate_only:
         return results
