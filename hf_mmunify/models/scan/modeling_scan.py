@@ -172,6 +172,7 @@ class ScanTextEncoder(nn.Module):
         self.hidden_size = config.hidden_size
         self.normalize = config.normalize_words
         self.word_embeddings = nn.Embedding(config.vocab_size, config.word_embedding_size)
+        # CODEPATH: the authors' models read in both directions (`--bi_gru`), their `train.py` in one by default
         directions = 2 if config.bidirectional else 1
         sizes = [config.word_embedding_size] + [directions * config.hidden_size] * (config.num_hidden_layers - 1)
         self.layers = nn.ModuleList(
@@ -284,6 +285,7 @@ class ScanPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
         if isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
             init.zeros_(module.bias)
@@ -308,6 +310,7 @@ class ScanPreTrainedModel(PreTrainedModel):
 class ScanModel(ScanPreTrainedModel):
     def __init__(self, config: ScanConfig):
         super().__init__(config)
+        # CODEPATH: of `--precomp_enc_type=weight_norm`; the authors' models have the plain layer
         projection = ScanWeightNormLinear if config.region_weight_norm else nn.Linear
         self.region_projection = projection(config.region_feature_size, config.hidden_size)
         self.text_encoder = ScanTextEncoder(config)
@@ -352,6 +355,7 @@ class ScanModel(ScanPreTrainedModel):
             raise ValueError("region_features hold NaN or infinity: what computed them failed.")
         dtype = self.text_encoder.word_embeddings.weight.dtype  # in 4 bits the model's own is another
         states = self.region_projection(region_features.to(dtype)).to(dtype)  # [B, R, D]
+        # CODEPATH: not of `--no_imgnorm`; the authors' models have it
         states = unit_length(states) if self.config.normalize_regions else states
         return states.masked_fill(~is_region[..., None], 0), is_region
 
@@ -437,8 +441,6 @@ class ScanModel(ScanPreTrainedModel):
         region_features: torch.FloatTensor | None = None,
         region_mask: torch.Tensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ScanModelOutput:
         r"""
@@ -447,10 +449,8 @@ class ScanModel(ScanPreTrainedModel):
         region_mask (`torch.Tensor` of shape `(batch_size, num_regions)`, *optional*):
             Nonzero where there is a region; everywhere by default.
         """
-        if output_attentions is None:
-            output_attentions = self.config.output_attentions
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
+        output_attentions = kwargs.get("output_attentions", self.config.output_attentions)
+        output_hidden_states = kwargs.get("output_hidden_states", self.config.output_hidden_states)
         word_states = word_mask = region_states = history = None
         if input_ids is not None or inputs_embeds is not None:
             word_states, word_mask, history = self.encode_words(input_ids, attention_mask, inputs_embeds)
@@ -525,8 +525,6 @@ class ScanForImageTextRetrieval(ScanPreTrainedModel):
         image_ids: torch.LongTensor | None = None,
         return_loss: bool | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> ScanRetrievalOutput:
         r"""
@@ -539,10 +537,8 @@ class ScanForImageTextRetrieval(ScanPreTrainedModel):
         return_loss (`bool`, *optional*):
             Whether to compute the loss; by default where `image_ids` are given.
         """
-        if output_attentions is None:
-            output_attentions = self.config.output_attentions
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
+        output_attentions = kwargs.get("output_attentions", self.config.output_attentions)
+        output_hidden_states = kwargs.get("output_hidden_states", self.config.output_hidden_states)
         if region_features is None or (input_ids is None and inputs_embeds is None):
             raise ValueError("A pair is an image and a text: give region_features, and input_ids or inputs_embeds.")
         words, word_mask, history = self.model.encode_words(input_ids, attention_mask, inputs_embeds)
