@@ -3,8 +3,8 @@
 A published file is `{"model": ...}`. Which head it holds is read off its keys, and so are its sizes, all but those of
 attention heads, which are 64 wide in everything published; an `original_config` is needed for other sizes only. It
 has the names of the authors' constructors: `vit` ("base", "large", or a dict of `embed_dim`, `depth`, `num_heads`,
-`patch_size`), `image_size`, `med_config` (a dict), `embed_dim`, `momentum`, and `tokenizer` (ids of the special tokens,
-where it is another than theirs).
+`patch_size`), `image_size`, `med_config` (a dict), `embed_dim`, `momentum`, and `tokenizer` (ids of the special
+tokens, where it is another than theirs).
 
 Files with momentum parts and queues become models that have them; those that were stripped become models without.
 """

@@ -286,6 +286,7 @@ class BlipVisionModel(transformers.BlipVisionModel):
 
     _supports_sdpa = True
     _supports_attention_backend = True
+    _no_split_modules = ["BlipEncoderLayer"]
     _can_record_outputs = {**transformers.BlipVisionModel._can_record_outputs, "attentions": BlipAttention}
 
     def __init__(self, config: BlipVisionConfig):
@@ -522,7 +523,6 @@ class BlipTextModel(transformers.BlipTextModel):
 
     _supports_sdpa = True
     _supports_attention_backend = True
-    _no_split_modules = ["BlipTextLayer"]
     _can_record_outputs = {
         "hidden_states": BlipTextLayer,
         "attentions": [OutputRecorder(BlipTextSelfAttention, index=1, layer_name=".attention.")],
@@ -1551,6 +1551,7 @@ class BlipForPreTraining(BlipMatchingPreTrainedModel):
     `config.queue_size` is 0. Set `config.text_config.label_smoothing = 0.1` to train as published.
     """
 
+    _no_split_modules = ["BlipEncoderLayer"]  # layers of encoder and decoder share weights: they stay together
     _negatives_by_teacher, _negative_floor = True, 1e-4  # blip_pretrain.py
 
     def __init__(self, config: BlipConfig):
