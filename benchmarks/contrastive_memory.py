@@ -4,17 +4,19 @@
 
 Each row is a process of its own: it makes a CLIP, takes one step of `ContrastiveTrainer` with one chunk of pairs, and
 then measures a step with the whole batch. Memory is what that step needs beyond model, gradients and batch: on a GPU
-what torch had allocated at its peak, on the CPU the growth of the largest resident set. An uncached batch that does
-not fit is reported as such, and larger ones are not tried. On a GPU, when there is one; `--model base` is ViT-B/32.
+what torch had allocated at its peak, on the CPU the growth of the resident set up to its peak (Linux). An uncached
+batch that does not fit is reported as such, and larger ones are not tried. On a GPU, when there is one; `--model base`
+is ViT-B/32.
 """
 
 import argparse
 import json
-import resource
+import os
 import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import torch
 import transformers
@@ -50,6 +52,12 @@ def batch_of(size: dict[str, int], pairs: int, device: torch.device) -> dict[str
     }
 
 
+def resident(line: str) -> int:
+    """Bytes of this process in memory, as Linux counts them: now (`VmRSS`) or at the peak (`VmHWM`)."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return 1024 * int(status.split(f"{line}:")[1].split()[0])
+
+
 def measure(options: argparse.Namespace, pairs: int, is_cached: bool) -> dict[str, float]:
     """One step in this process: megabytes at its peak, seconds."""
     transformers.set_seed(0)
@@ -71,23 +79,26 @@ def measure(options: argparse.Namespace, pairs: int, is_cached: bool) -> dict[st
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     else:
-        before = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the first step
     start = time.perf_counter()
     trainer.training_step(model, batch)
     if device.type == "cuda":
         torch.cuda.synchronize()
         peak = torch.cuda.max_memory_allocated()
     else:
-        peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak = resident("VmHWM")
     return {"megabytes": (peak - before) / 1e6, "seconds": time.perf_counter() - start}
 
 
 def rows_of(options: argparse.Namespace) -> list[dict]:
     rows = []
     for is_cached in (True, False):
-        for pairs in options.batches:
+        for pairs in (size for size in options.batches if is_cached or size <= options.uncached_up_to):
             command = [sys.executable, __file__, *sys.argv[1:], "--one", str(pairs), "--cached", str(int(is_cached))]
-            result = subprocess.run(command, capture_output=True, text=True)
+            # Tensors are given back to the system when they are freed, so that the resident set is what is in use
+            environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+            result = subprocess.run(command, env=environment, capture_output=True, text=True)
             row = {"batch": pairs, "cached": is_cached}
             if result.returncode:
                 reason = result.stderr.strip().splitlines()[-1] if result.stderr.strip() else "killed"
@@ -118,6 +129,7 @@ def main() -> None:
     parser.add_argument("--model", choices=list(SIZES), default="small")
     parser.add_argument("--batches", type=int, nargs="+", default=[64, 256, 1024, 4096])
     parser.add_argument("--chunk", type=int, default=64)
+    parser.add_argument("--uncached_up_to", type=int, default=10**9, help="Largest batch that is not cached.")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--tiny", action="store_true", help="Sizes for a test.")
     parser.add_argument("--json", action="store_true")
