@@ -953,11 +953,23 @@ class AlbefForTextAssignment(AlbefPreTrainedModel):
         self.model = AlbefModel(config)
         self.pair_layers = make_pair_layers(config.text_config)
         self.classifier = nn.Linear(config.text_config.hidden_size, 3)
-        # What tells which images are alike is not trained here; its counterparts stay for the heads that come after
-        self.vision_proj = nn.Linear(config.vision_config.hidden_size, config.projection_dim).requires_grad_(False)
-        self.text_proj = nn.Linear(config.text_config.hidden_size, config.projection_dim).requires_grad_(False)
-        self.temperature = nn.Parameter(torch.empty(1), requires_grad=False)
+        self.vision_proj = nn.Linear(config.vision_config.hidden_size, config.projection_dim)
+        self.text_proj = nn.Linear(config.text_config.hidden_size, config.projection_dim)
+        self.temperature = nn.Parameter(torch.empty(1))
         self.post_init()
+        self.freeze_parts()
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with the loading report
+        model.freeze_parts()  # loading makes parameters anew, and with them what is trained
+        return loaded
+
+    def freeze_parts(self) -> None:
+        """Train all but what tells which images are alike, and what waits for the heads that come after."""
+        for part in (self.vision_proj, self.text_proj, self.temperature):
+            part.requires_grad_(False)
 
     @can_return_tuple
     @auto_docstring
@@ -1111,8 +1123,8 @@ class AlbefForQuestionAnswering(AlbefDistilledModel):
     @classmethod
     def from_pretrained(cls, *args, key_mapping: dict[str, str] | None = None, **kwargs):
         # Pre-training knows words by a head of its own, which is the decoder's here
-        key_mapping = {r"^lm_head(_m)?\.": r"text_decoder\1.lm_head."} if key_mapping is None else key_mapping
-        return super().from_pretrained(*args, key_mapping=key_mapping, **kwargs)
+        heads = {rf"^lm_head{copy}\.": f"text_decoder{copy}.lm_head." for copy in ("", "_m")}
+        return super().from_pretrained(*args, key_mapping=key_mapping or heads, **kwargs)
 
     def read_question(
         self,
@@ -1159,6 +1171,7 @@ class AlbefForQuestionAnswering(AlbefDistilledModel):
             start = states.new_full((len(states), 1), self.text_decoder.config.bos_token_id, dtype=torch.long)
             logits = self.text_decoder(start, encoder_hidden_states=states, encoder_attention_mask=mask).logits
         else:
+            self.require_words(labels)
             states, mask = self.for_each_answer(states, labels, answer_counts, mask)
             answers = {
                 "input_ids": labels.masked_fill(labels == -100, self.config.pad_token_id),
@@ -1183,6 +1196,20 @@ class AlbefForQuestionAnswering(AlbefDistilledModel):
             attentions=outputs.attentions,
             cross_attentions=outputs.cross_attentions,
         )
+
+    def require_words(self, labels: torch.Tensor) -> None:
+        """Refuses answers with tokens that the decoder does not know.
+
+        Raises:
+            ValueError: when a label is no token.
+        """
+        words = self.text_decoder.config.vocab_size
+        is_known = ((labels >= 0) & (labels < words)) | (labels == -100)
+        if not torch.compiler.is_compiling() and not is_known.all():
+            raise ValueError(
+                f"labels are token ids from 0 to {words - 1}, or -100 behind an answer; got {int(labels.min())} to "
+                f"{int(labels.max())}. Do tokenizer and embedding table belong together?"
+            )
 
     @staticmethod
     def for_each_answer(
@@ -1309,18 +1336,9 @@ def answer_losses(
     """Negative log-likelihood `[A]` of each answer, of scores `[A, L, V]` and labels `[A, L]`, which are shifted here.
 
     `alpha` is the weight of the cross entropy against the softmax of `soft_logits`, as in the original's decoder.
-
-    Raises:
-        ValueError: when a label is no token.
     """
     counted = (labels[:, 1:] != -100) & (labels[:, :-1] != -100)  # [A, L - 1]
     targets = labels[:, 1:].masked_fill(~counted, -100)
-    words = logits.shape[-1]
-    if not torch.compiler.is_compiling() and (((targets < 0) & counted) | (targets >= words)).any():
-        raise ValueError(
-            f"labels are token ids from 0 to {words - 1}, or -100 behind an answer; got {int(labels.min())} to "
-            f"{int(labels.max())}. Do tokenizer and embedding table belong together?"
-        )
     scores = logits[:, :-1].float()  # [A, L - 1, V]
     losses = nn.functional.cross_entropy(scores.transpose(1, 2), targets, reduction="none")
     if alpha:
