@@ -169,7 +169,9 @@ class Blip2ForImageTextRetrieval(transformers.Blip2ForImageTextRetrieval):
         self.temperature = nn.Parameter(torch.full((1,), INITIAL_TEMPERATURE))
 
     def post_init(self) -> None:
-        self.add_parts()  # the native class calls this last: now, so that all is initialised and tied together
+        # The native class calls this last: what it lacks is added now, so that all is initialised and tied together
+        if "temperature" not in dict(self.named_parameters(recurse=False)):
+            self.add_parts()
         super().post_init()
         # Whole layers, none within another; and the words stay with the root, because the head that writes shares them
         self._no_split_modules = {"Blip2EncoderLayer", "Blip2QFormerLayer", "Blip2VisionEmbeddings"}
