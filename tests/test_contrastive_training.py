@@ -255,6 +255,7 @@ def test_settings_and_batches_that_cannot_be(tmp_path):
         parts.trainer(parts.clip(), rows, tmp_path).train()
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_a_cached_batch():
     """Peak memory over what the process holds before, in fresh processes: the benchmark at its smallest."""
     command = [sys.executable, str(ROOT / "benchmarks" / "contrastive_memory.py"), "--tiny", "--json"]
