@@ -1,6 +1,7 @@
 """Each script of `examples/` that trains a model for a task: from a small model, in a few steps, to its results."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -181,3 +182,13 @@ def test_push(small, tmp_path):
         assert done.returncode == 0, done.stderr
         files = set(hub.files("someone/entailment"))
     assert {"model.safetensors", "config.json", "processor_config.json", "README.md", "results.json"} <= files
+
+
+def test_the_commands_of_the_readme_are_those_of_the_scripts():
+    """Every command of examples/README.md can be parsed, and stands in the docstring of its script as well."""
+    text = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^ *python examples/(\w+)\.py (.*)$", text.replace("\\\n", " "), re.MULTILINE)
+    assert len(commands) > 1
+    for name, arguments in commands:
+        shown = " ".join(script(name).__doc__.replace("\\\n", " ").split())
+        assert " ".join(arguments.split()) in shown, f"{name}.py does not show: {arguments}"
