@@ -160,7 +160,7 @@ def kept_for_backward(model: FlipModel, rows: dict[str, torch.Tensor]) -> int:
 
 def step_costs(ratios: Sequence[float], pairs: Pairs, tokenizer, args: ScriptArguments, rounds: int = 7) -> dict:
     """Milliseconds of processor time and megabytes of an update at each ratio; ratios take turns in every round."""
-    rows, length = pairs.rows(slice(0, args.batch_size)), pairs.input_ids.shape[1]
+    rows, length = pairs.rows(range(args.batch_size)), pairs.input_ids.shape[1]  # copies, no views of all pairs
     contenders = {ratio: build(tokenizer, length, ratio, args) for ratio in ratios}
     optimizers = {ratio: torch.optim.AdamW(model.parameters()) for ratio, model in contenders.items()}
     times: dict[float, list[float]] = {ratio: [] for ratio in ratios}

@@ -30,7 +30,7 @@ def inputs(auto_name: str, seed: int) -> dict[str, torch.Tensor]:
 
 
 def labels(auto_name: str, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    if auto_name != "AutoModelForImageTextRetrieval":
+    if auto_name == "AutoModel":
         return {}
     return {"image_ids": torch.arange(len(batch["input_ids"]))}
 

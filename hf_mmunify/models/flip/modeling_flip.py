@@ -289,7 +289,7 @@ class FlipVisionModel(FlipPreTrainedModel):
             config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
         )
         self.class_embedding = nn.Parameter(torch.empty(config.hidden_size))
-        self.positions = nn.Buffer(torch.empty(1 + self.grid**2, config.hidden_size), persistent=False)
+        self.positions = nn.Buffer(sin_cos_positions(self.grid, config.hidden_size), persistent=False)
         self.layers = nn.ModuleList(FlipLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
