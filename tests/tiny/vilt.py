@@ -58,7 +58,7 @@ def wake(model: PreTrainedModel) -> None:
     """Sharper attention and pooling: a small random ViLT pools nearly the same state from every pair."""
     for name, parameter in model.named_parameters():
         if name.endswith(("attention.query.weight", "pooler.dense.weight", "rank_output.weight")):
-            parameter.mul_(3.5)
+            parameter.mul_(round(0.35 / parameter.std().item(), 2))  # of what is awake nothing changes
 
 
 ROW = Tiny(
@@ -74,11 +74,11 @@ ROW = Tiny(
         "image_size": SIZE,
         "patch_size": PATCH,
         "pad_token_id": PAD,
+        "num_labels": ANSWERS,
         "initializer_range": 0.1,
     },
     head_settings={
-        "AutoModelForVisualReasoning": {"num_images": 2},
-        "AutoModelForVisualQuestionAnswering": {"num_labels": ANSWERS},
+        "AutoModelForVisualReasoning": {"num_images": 2, "num_labels": 2},
         "AutoModelForVisualEntailment": {"num_labels": 3},
     },
     inputs=inputs,

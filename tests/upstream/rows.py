@@ -42,6 +42,7 @@ JUSTIFIED = {
     r"partial rope|axial RoPE": "no part of the model has rotary embeddings of that kind",
     r"No conversion found": "original checkpoints are converted by hf_mmunify.conversion",
     r"cannot test composite SDPA dispatch": "no part of the model is a language model",
+    r"is not (a )?composite|No subconfigs": "the config has no parts",
     r"RoPE": "no part of the model has rotary embeddings",
     r"doesn't use `inputs_embeds`": "the class takes ids alone",
     r"does not have a TP plan": "the class has no plan for tensor parallelism",
@@ -138,7 +139,7 @@ BLIP_2 = Row(
 
 # CLIP --------------------------------------------------------------------------------------------------------------
 
-CLIP_TOWERS = "hidden states and attentions lie in the outputs of the two towers, as in the native model"
+CLIP_TOWERS = "hidden states and attentions lie in the outputs of the two towers, as in native CLIP"
 
 CLIP = Row(
     skips={
@@ -175,4 +176,36 @@ SCAN = Row(
 )
 
 
-ROWS: dict[str, Row] = {"blip_2": BLIP_2, "clip": CLIP, "flamingo": FLAMINGO, "scan": SCAN}
+# FLIP --------------------------------------------------------------------------------------------------------------
+
+FLIP = Row(
+    skips={
+        "test_attention_outputs": CLIP_TOWERS,
+        "test_hidden_states_output": CLIP_TOWERS,
+        "test_retain_grad_hidden_states_attentions": CLIP_TOWERS,
+    },
+)
+
+
+# ViLT --------------------------------------------------------------------------------------------------------------
+
+VILT_SEQUENCE = "patches stand behind the words, and upstream counts the words alone"
+
+VILT = Row(
+    skips={
+        "test_attention_outputs": VILT_SEQUENCE,
+        "test_hidden_states_output": VILT_SEQUENCE,
+        "test_sdpa_can_dispatch_composite_models": "the config has no parts",
+    },
+)
+
+
+ROWS: dict[str, Row] = {
+    "albef": ALBEF,
+    "blip_2": BLIP_2,
+    "clip": CLIP,
+    "flamingo": FLAMINGO,
+    "flip": FLIP,
+    "scan": SCAN,
+    "vilt": VILT,
+}
