@@ -54,16 +54,18 @@ def wake(model: PreTrainedModel) -> None:
 
     With that, the same steps give the same losses, in this process and in others.
     """
-    for name, weight in model.named_parameters():
+    fresh = {n: p for n, p in model.named_parameters() if not vars(p).get("_is_hf_initialized")}  # not from a file
+    for name, weight in fresh.items():
         if name.endswith(("v_proj.weight", "o_proj.weight")):
             weight.mul_(WAKE[name.split(".")[-3]])
         if name.endswith(("word_embeddings.weight", "out_proj.weight")):
             weight.mul_(3 if "word" in name else 2)
-    if hasattr(model, "reset_momentum"):
+    if hasattr(model, "reset_momentum") and fresh:
         model.reset_momentum()
     if hasattr(model, "queue"):
-        model.itm_head.bias[1] = 0.5
         model.choose_negatives = next_pair
+    if hasattr(model, "queue") and "itm_head.bias" in fresh and model.device.type != "meta":
+        model.itm_head.bias[1] = 0.5
         name = "AutoModelForPreTraining" if hasattr(model, "lm_head") else "AutoModelForImageTextRetrieval"
         batch = inputs(name, 0)
         model.train()(**batch, **labels(name, batch))

@@ -441,7 +441,7 @@ def build_vision_model(config: PreTrainedConfig) -> PreTrainedModel:
 class AlbefPreTrainedModel(PreTrainedModel):
     config: AlbefConfig
     base_model_prefix = "model"
-    main_input_name = "pixel_values"
+    main_input_name = "input_ids"
     input_modalities = ("image", "text")
     accepts_loss_kwargs = False
     supports_gradient_checkpointing = True
@@ -547,7 +547,6 @@ def copy_what_is_new(source: nn.Module, target: nn.Module) -> None:
 )
 class AlbefTextModel(AlbefPreTrainedModel):
     config: AlbefTextConfig
-    main_input_name = "input_ids"
     input_modalities = ("text",)
     _can_record_outputs = {
         "hidden_states": AlbefTextLayer,
@@ -1051,7 +1050,6 @@ class AlbefForTextAssignment(AlbefPreTrainedModel):
 @auto_docstring(custom_intro="The decoder that writes an answer while it reads the states of a question.")
 class AlbefAnswerDecoder(AlbefPreTrainedModel, GenerationMixin):
     config: AlbefTextConfig
-    main_input_name = "input_ids"
     input_modalities = ("text",)
     _tied_weights_keys = {"lm_head.decoder.weight": "model.embeddings.word_embeddings.weight"}
 
