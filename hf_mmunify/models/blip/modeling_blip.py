@@ -286,7 +286,6 @@ class BlipVisionModel(transformers.BlipVisionModel):
 
     _supports_sdpa = True
     _supports_attention_backend = True
-    _no_split_modules = ["BlipEncoderLayer"]
     _can_record_outputs = {**transformers.BlipVisionModel._can_record_outputs, "attentions": BlipAttention}
 
     def __init__(self, config: BlipVisionConfig):
@@ -597,12 +596,11 @@ class BlipTextLMPredictionHead(nn.Module):
         return self.decoder(self.transform(hidden_states))  # [B, T, K]
 
 
-class BlipTextLMHead(nn.Module):
+class BlipTextLMHead(nn.ModuleDict):
     """`predictions`, under the name that checkpoints have it."""
 
     def __init__(self, config: BlipTextConfig):
-        super().__init__()
-        self.predictions = BlipTextLMPredictionHead(config)
+        super().__init__({"predictions": BlipTextLMPredictionHead(config)})
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.predictions(hidden_states)
@@ -644,23 +642,22 @@ def _starting_with(input_ids: torch.Tensor, attention_mask: torch.Tensor | None,
     return input_ids.scatter(1, _first_tokens(input_ids, attention_mask), token_id)  # [B, T]
 
 
+@auto_docstring(custom_intro="What all heads share.")
 class BlipPreTrainedModel(transformers.BlipPreTrainedModel):
-    """What all heads share: the towers of this file."""
-
     _supports_sdpa = True
     _supports_attention_backend = True
-    _no_split_modules = ["BlipEncoderLayer", "BlipTextLayer"]
+    _no_split_modules = ["BlipTextLayer"]
     accepts_loss_kwargs = False
-
-    def __init__(self, config: BlipConfig):
-        # Not the constructor of a native head: it would build native towers, which know eager attention alone
-        transformers.BlipPreTrainedModel.__init__(self, config)
-        self.vision_model = BlipVisionModel(config.vision_config)
 
     @classmethod
     def is_custom_code(cls) -> bool:
         # What transformers registered for the native class of this name (conversions of old files) holds here as well
         return False
+
+    def post_init(self) -> None:
+        super().post_init()
+        # The native tower names them as a unit of their own; but a decoder's head shares the words' weights
+        self._no_split_modules.discard("BlipTextEmbeddings")
 
     def _check_texts(self, input_ids: torch.Tensor, pixel_values: torch.Tensor, name: str = "input_ids") -> None:
         """Refuses texts that are none, or not as many as images, or longer than the table of positions."""
@@ -691,23 +688,28 @@ class BlipPreTrainedModel(transformers.BlipPreTrainedModel):
         return self.vision_model(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
 
 
-class BlipForConditionalGeneration(BlipPreTrainedModel, transformers.BlipForConditionalGeneration):
-    """Captioning: the native class, by any attention backend, with prompts of different lengths in a batch.
+@auto_docstring(
+    custom_intro="""
+    Captioning: the native class, by any attention backend, with prompts of different lengths in a batch.
 
     The first token of a text is read as [DEC], whatever it is, as the original does to [CLS]. The loss is smoothed by
     `config.text_config.label_smoothing`: 0.1 as published and as converted, 0 in the native configs on the Hub.
     """
-
+)
+class BlipForConditionalGeneration(BlipPreTrainedModel, transformers.BlipForConditionalGeneration):
     accepts_loss_kwargs = True
 
     def __init__(self, config: BlipConfig):
-        super().__init__(config)
+        # Not the native constructor: it would build native towers, which know eager attention alone
+        super(transformers.BlipForConditionalGeneration, self).__init__(config)
+        self.vision_model = BlipVisionModel(config.vision_config)
         self.text_decoder = BlipTextLMHeadModel(config.text_config)
         self.decoder_input_ids = config.text_config.bos_token_id
         self.decoder_pad_token_id = config.text_config.pad_token_id
         self.post_init()
 
     @can_return_tuple
+    @auto_docstring
     def forward(
         self,
         pixel_values: torch.FloatTensor,
@@ -720,21 +722,20 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, transformers.BlipForCond
         **kwargs: Unpack[TransformersKwargs],
     ) -> BlipForConditionalGenerationModelOutput:
         r"""
-        Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`):
-                The images.
-            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
-                The captions.
-            attention_mask (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                1 for tokens, 0 for padding.
-            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                The captions again, -100 where nothing is to be learned (padding, and the prompt as published).
-            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether images may have another size than the tower was trained with.
-            logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0):
-                How many of the last positions get scores, or which; 0 for all.
-            num_items_in_batch (`torch.Tensor` or `int`, *optional*):
-                What the loss is divided by, as `Trainer` passes it; by default the labels that count.
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`):
+            The images.
+        input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+            The captions.
+        attention_mask (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            1 for tokens, 0 for padding.
+        labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            The captions again, -100 where nothing is to be learned (padding, and the prompt as published).
+        interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
+            Whether images may have another size than the tower was trained with.
+        logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0):
+            How many of the last positions get scores, or which; 0 for all.
+        num_items_in_batch (`torch.Tensor` or `int`, *optional*):
+            What the loss is divided by, as `Trainer` passes it; by default the labels that count.
 
         Raises:
             ValueError: no text is given, or images and texts do not belong together.
@@ -826,15 +827,19 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, transformers.BlipForCond
         return _starting_with(input_ids, mask, self.config.text_config.bos_token_id), mask
 
 
-class BlipForQuestionAnswering(BlipPreTrainedModel, transformers.BlipForQuestionAnswering):
-    """Visual question answering: a question is read with its image, an answer is written, or ranked among many.
+@auto_docstring(
+    custom_intro="""
+    Visual question answering: a question is read with its image, an answer is written, or ranked among many.
 
     The decoder looks at the question's tokens, not at its padding (the native class: at both). The first token of a
     question is read as [ENC], that of an answer as [DEC], whatever it is, as the original does to [CLS].
     """
-
+)
+class BlipForQuestionAnswering(BlipPreTrainedModel, transformers.BlipForQuestionAnswering):
     def __init__(self, config: BlipConfig):
-        super().__init__(config)
+        # Not the native constructor: it would build native towers, which know eager attention alone
+        super(transformers.BlipForQuestionAnswering, self).__init__(config)
+        self.vision_model = BlipVisionModel(config.vision_config)
         self.text_encoder = BlipTextModel(config.text_config, add_pooling_layer=False)
         decoder_config = config.text_config
         if decoder_config.encoder_hidden_size != decoder_config.hidden_size:
@@ -866,6 +871,7 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, transformers.BlipForQuestion
         return question.last_hidden_state, vision
 
     @can_return_tuple
+    @auto_docstring
     def forward(
         self,
         input_ids: torch.LongTensor,
@@ -880,27 +886,26 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, transformers.BlipForQuestion
         **kwargs: Unpack[TransformersKwargs],
     ) -> BlipQuestionAnsweringOutput:
         r"""
-        Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
-                The questions.
-            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`):
-                Their images.
-            decoder_input_ids (`torch.LongTensor` of shape `(answers, answer_length)`, *optional*):
-                What the decoder reads; by default `labels`, and without them [DEC] alone.
-            decoder_attention_mask (`torch.LongTensor` of shape `(answers, answer_length)`, *optional*):
-                1 for tokens, 0 for padding; by default what counts in `labels`.
-            attention_mask (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                1 for the questions' tokens, 0 for their padding.
-            labels (`torch.LongTensor` of shape `(answers, answer_length)`, *optional*):
-                The answers of all questions one after another, from their first token ([CLS] or [DEC]) to [SEP];
-                -100 behind it.
-            answer_counts (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-                How many of the answers belong to each question; by default one to each.
-            answer_weights (`torch.FloatTensor` of shape `(answers,)`, *optional*):
-                How much each answer counts (published: how many of the ten annotators gave it, as a fraction); by
-                default 1.
-            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether images may have another size than the tower was trained with.
+        input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+            The questions.
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`):
+            Their images.
+        decoder_input_ids (`torch.LongTensor` of shape `(answers, answer_length)`, *optional*):
+            What the decoder reads; by default `labels`, and without them [DEC] alone.
+        decoder_attention_mask (`torch.LongTensor` of shape `(answers, answer_length)`, *optional*):
+            1 for tokens, 0 for padding; by default what counts in `labels`.
+        attention_mask (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            1 for the questions' tokens, 0 for their padding.
+        labels (`torch.LongTensor` of shape `(answers, answer_length)`, *optional*):
+            The answers of all questions one after another, from their first token ([CLS] or [DEC]) to [SEP];
+            -100 behind it.
+        answer_counts (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            How many of the answers belong to each question; by default one to each.
+        answer_weights (`torch.FloatTensor` of shape `(answers,)`, *optional*):
+            How much each answer counts (published: how many of the ten annotators gave it, as a fraction); by
+            default 1.
+        interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
+            Whether images may have another size than the tower was trained with.
 
         Raises:
             ValueError: the answers do not belong to the questions, or a label is no token.
@@ -920,21 +925,7 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, transformers.BlipForQuestion
             if decoder_attention_mask is None:
                 decoder_attention_mask = (labels != -100).long()
                 decoder_attention_mask[:, 0] |= decoder_attention_mask.sum(dim=1) == 0  # no answer: [DEC] alone
-        states, mask = question, attention_mask
-        if answer_counts is not None:
-            answer_counts = answer_counts.to(states.device)
-            if int(answer_counts.sum()) != len(decoder_input_ids) or len(answer_counts) != len(input_ids):
-                raise ValueError(
-                    f"expected {len(decoder_input_ids)} answers to be shared out among {len(input_ids)} questions, "
-                    f"got answer_counts {answer_counts.tolist()}."
-                )
-            states = states.repeat_interleave(answer_counts, dim=0)  # [A, T, D_t]
-            mask = None if mask is None else mask.repeat_interleave(answer_counts, dim=0)
-        elif len(decoder_input_ids) != len(input_ids):
-            raise ValueError(
-                f"got {len(decoder_input_ids)} answers for {len(input_ids)} questions: pass `answer_counts` to say "
-                "how many belong to each."
-            )
+        states, mask = self._for_each_answer(question, attention_mask, answer_counts, len(decoder_input_ids))
         answer = self.text_decoder(
             input_ids=_starting_with(decoder_input_ids, decoder_attention_mask, self.decoder_start_token_id),
             attention_mask=decoder_attention_mask,
@@ -957,6 +948,31 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, transformers.BlipForQuestion
             hidden_states=vision.hidden_states,
             attentions=vision.attentions,
         )
+
+    @staticmethod
+    def _for_each_answer(
+        question: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        answer_counts: torch.Tensor | None,
+        num_answers: int,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The question that each answer belongs to, `[A, T, D_t]`, and its mask, `[A, T]`."""
+        batch = len(question)
+        if answer_counts is None:
+            if num_answers != batch:
+                raise ValueError(
+                    f"got {num_answers} answers for {batch} questions: pass `answer_counts` to say how many belong to "
+                    "each."
+                )
+            return question, attention_mask
+        answer_counts = answer_counts.to(question.device)
+        if int(answer_counts.sum()) != num_answers or len(answer_counts) != batch:
+            raise ValueError(
+                f"expected {num_answers} answers to be shared out among {batch} questions, got answer_counts "
+                f"{answer_counts.tolist()}."
+            )
+        mask = None if attention_mask is None else attention_mask.repeat_interleave(answer_counts, dim=0)
+        return question.repeat_interleave(answer_counts, dim=0), mask
 
     def _answer_losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Negative log-likelihood of each whole answer, smoothed as the config says, `[A]`."""
@@ -1057,18 +1073,28 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, transformers.BlipForQuestion
         return candidates.gather(1, order), scores
 
 
-class BlipForImagesAndTextClassification(BlipPreTrainedModel):
-    """Reasoning over two images (NLVR2, section 5.4): each layer looks at both, by an attention for each.
+class BlipClassifier(nn.Sequential):
+    """States -> scores of classes, under the original's names of the parameters."""
+
+    def __init__(self, width: int, num_labels: int):
+        super().__init__(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, num_labels))
+
+
+@auto_docstring(
+    custom_intro="""
+    Reasoning over two images (NLVR2, section 5.4): each layer looks at both, by an attention for each.
 
     The results of the two are averaged in the first six layers, and merged by a layer from then on. The first token of
     a text is read as [ENC], whatever it is, as the original does to [CLS].
     """
-
+)
+class BlipForImagesAndTextClassification(BlipPreTrainedModel):
     def __init__(self, config: BlipConfig):
         super().__init__(config)
+        self.vision_model = BlipVisionModel(config.vision_config)
         width = config.text_config.hidden_size
         self.text_encoder = BlipTextModel(config.text_config, add_pooling_layer=False, is_twin=True)
-        self.cls_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, config.num_labels))
+        self.cls_head = BlipClassifier(width, config.num_labels)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -1108,6 +1134,7 @@ class BlipForImagesAndTextClassification(BlipPreTrainedModel):
         self.load_state_dict(taken, strict=False)
 
     @can_return_tuple
+    @auto_docstring
     def forward(
         self,
         input_ids: torch.LongTensor,
@@ -1118,17 +1145,16 @@ class BlipForImagesAndTextClassification(BlipPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> BlipImagesAndTextClassificationOutput:
         r"""
-        Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
-                The statements.
-            pixel_values (`torch.FloatTensor` of shape `(batch_size, 2, 3, height, width)`):
-                The two images of each.
-            attention_mask (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                1 for tokens, 0 for padding.
-            labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-                0 for false, 1 for true.
-            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether images may have another size than the tower was trained with.
+        input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+            The statements.
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, 2, 3, height, width)`):
+            The two images of each.
+        attention_mask (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            1 for tokens, 0 for padding.
+        labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            0 for false, 1 for true.
+        interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
+            Whether images may have another size than the tower was trained with.
 
         Raises:
             ValueError: a statement has another number of images than two, or a label is no class.
@@ -1152,7 +1178,9 @@ class BlipForImagesAndTextClassification(BlipPreTrainedModel):
         if labels is not None:
             classes = logits.shape[-1]
             if not torch.compiler.is_compiling() and ((labels < 0) | (labels >= classes)).any():
-                raise ValueError(f"labels are classes from 0 to {classes - 1}, got {labels.tolist()}.")
+                raise ValueError(
+                    f"labels are classes from 0 to {classes - 1}, got {int(labels.min())} to {int(labels.max())}."
+                )
             loss = nn.functional.cross_entropy(logits.float(), labels.to(logits.device))
         return BlipImagesAndTextClassificationOutput(
             loss=loss,
@@ -1188,8 +1216,9 @@ class BlipAlignment:
     vision: ModelOutput
 
 
-class BlipMatchingPreTrainedModel(MomentumMixin, BlipPreTrainedModel):
-    """What retrieval and joint pre-training share: contrast, matching, hard negatives, the momentum teacher.
+@auto_docstring(
+    custom_intro="""
+    What retrieval and joint pre-training share: contrast, matching, hard negatives, the momentum teacher.
 
     Parameters beyond the native ones, all optional on load: `temp` (the temperature), `vision_model_m`,
     `vision_proj_m`, `text_encoder_m`, `text_proj_m` (the teacher) and `queue`.
@@ -1199,13 +1228,14 @@ class BlipMatchingPreTrainedModel(MomentumMixin, BlipPreTrainedModel):
             matched with, then which wrong text each image: weights `[B, W * B]` to indices `[B]`, as
             `sample_hard_negatives(choose=...)` takes it.
     """
-
+)
+class BlipMatchingPreTrainedModel(MomentumMixin, BlipPreTrainedModel):
     _keys_to_ignore_on_load_missing = [r"^temp$"]
     _negatives_by_teacher, _negative_floor = False, 0.0  # blip_retrieval.py
 
-    def __init__(self, config: BlipConfig, queue_size: int, with_ids: bool):
-        super().__init__(config)
-        width = config.image_text_hidden_size
+    def _add_towers(self, queue_size: int, with_ids: bool) -> None:
+        config, width = self.config, self.config.image_text_hidden_size
+        self.vision_model = BlipVisionModel(config.vision_config)
         self.text_encoder = BlipTextModel(config.text_config, add_pooling_layer=False)
         self.vision_proj = nn.Linear(config.vision_config.hidden_size, width)
         self.text_proj = nn.Linear(config.text_config.hidden_size, width)
@@ -1419,16 +1449,20 @@ class BlipMatchingPreTrainedModel(MomentumMixin, BlipPreTrainedModel):
         return nn.functional.pad(input_ids, (0, missing), value=padding), nn.functional.pad(mask, (0, missing))
 
 
-class BlipForImageTextRetrieval(BlipMatchingPreTrainedModel, transformers.BlipForImageTextRetrieval):
-    """Image-text retrieval: the native class, which can be trained here, and its published way to rank.
+@auto_docstring(
+    custom_intro="""
+    Image-text retrieval: the native class, which can be trained here, and its published way to rank.
 
     As native checkpoints are, it has neither temperature nor teacher: it is then trained by contrast within the batch
     (of all processes) at a fixed temperature, and by matching with hard negatives. `add_momentum_teacher` gives it
     what the original is fine-tuned with; `config.queue_size` remembers.
     """
-
+)
+class BlipForImageTextRetrieval(BlipMatchingPreTrainedModel, transformers.BlipForImageTextRetrieval):
     def __init__(self, config: BlipConfig):
-        super().__init__(config, queue_size=vars(config).get("queue_size", 0), with_ids=True)
+        # Not the native constructor: it would build native towers, which know eager attention alone
+        super(transformers.BlipForImageTextRetrieval, self).__init__(config)
+        self._add_towers(queue_size=vars(config).get("queue_size", 0), with_ids=True)
         self.decoder_pad_token_id = config.text_config.pad_token_id
         self.decoder_start_token_id = config.text_config.bos_token_id
         self.post_init()
@@ -1457,6 +1491,7 @@ class BlipForImageTextRetrieval(BlipMatchingPreTrainedModel, transformers.BlipFo
         self.reset_momentum()
 
     @can_return_tuple
+    @auto_docstring
     def forward(
         self,
         input_ids: torch.LongTensor,
@@ -1471,27 +1506,26 @@ class BlipForImageTextRetrieval(BlipMatchingPreTrainedModel, transformers.BlipFo
         **kwargs: Unpack[TransformersKwargs],
     ) -> BlipImageTextMatchingModelOutput:
         r"""
-        Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
-                The texts.
-            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`):
-                The images.
-            use_itm_head (`bool`, *optional*, defaults to `True`):
-                Without a loss: whether each text is matched with its image (read as it is given, from [CLS] on, as
-                models/blip_itm.py does), or every image is compared with every text.
-            attention_mask (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                1 for tokens, 0 for padding.
-            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether images may have another size than the tower was trained with.
-            image_ids (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-                Which image each pair shows: pairs of one image are right answers alike. By default all differ.
-            return_loss (`bool`, *optional*):
-                Whether the loss of fine-tuning is computed (models/blip_retrieval.py); by default if `image_ids` are
-                given.
-            alpha (`float`, *optional*, defaults to `config.alpha`, or 0.4):
-                Weight of the teacher's answer in the contrastive targets.
-            generator (`torch.Generator`, *optional*):
-                Source of chance of the hard negatives, drawn in training; in evaluation the hardest are taken.
+        input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+            The texts.
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`):
+            The images.
+        use_itm_head (`bool`, *optional*, defaults to `True`):
+            Without a loss: whether each text is matched with its image (read as it is given, from [CLS] on, as
+            models/blip_itm.py does), or every image is compared with every text.
+        attention_mask (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            1 for tokens, 0 for padding.
+        interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
+            Whether images may have another size than the tower was trained with.
+        image_ids (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            Which image each pair shows: pairs of one image are right answers alike. By default all differ.
+        return_loss (`bool`, *optional*):
+            Whether the loss of fine-tuning is computed (models/blip_retrieval.py); by default if `image_ids` are
+            given.
+        alpha (`float`, *optional*, defaults to `config.alpha`, or 0.4):
+            Weight of the teacher's answer in the contrastive targets.
+        generator (`torch.Generator`, *optional*):
+            Source of chance of the hard negatives, drawn in training; in evaluation the hardest are taken.
 
         Raises:
             ValueError: images, texts and ids do not belong together, or a pair has no negative.
@@ -1544,18 +1578,21 @@ class BlipForImageTextRetrieval(BlipMatchingPreTrainedModel, transformers.BlipFo
         )
 
 
-class BlipForPreTraining(BlipMatchingPreTrainedModel):
-    """Joint pre-training: contrast, matching, and captions, on one vision tower (section 3.2).
+@auto_docstring(
+    custom_intro="""
+    Joint pre-training: contrast, matching, and captions, on one vision tower (section 3.2).
 
     Encoder and decoder share everything but self-attention. Teacher and queue are there as published, unless
     `config.queue_size` is 0. Set `config.text_config.label_smoothing = 0.1` to train as published.
     """
-
-    _no_split_modules = ["BlipEncoderLayer"]  # layers of encoder and decoder share weights: they stay together
+)
+class BlipForPreTraining(BlipMatchingPreTrainedModel):
+    _no_split_modules = []  # layers of encoder and decoder share weights: they stay together
     _negatives_by_teacher, _negative_floor = True, 1e-4  # blip_pretrain.py
 
     def __init__(self, config: BlipConfig):
-        super().__init__(config, queue_size=_option(config, "queue_size"), with_ids=False)
+        super().__init__(config)
+        self._add_towers(queue_size=_option(config, "queue_size"), with_ids=False)
         if self.temp is None:
             self.temp = nn.Parameter(torch.full((1,), float(_option(config, "contrastive_temperature"))))
         self.text_decoder = BlipTextLMHeadModel(config.text_config)
@@ -1570,6 +1607,7 @@ class BlipForPreTraining(BlipMatchingPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
+    @auto_docstring
     def forward(
         self,
         input_ids: torch.LongTensor,
@@ -1582,22 +1620,21 @@ class BlipForPreTraining(BlipMatchingPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> BlipForPreTrainingOutput:
         r"""
-        Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
-                The texts, as the tokenizer gives them: from [CLS] to [SEP].
-            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`):
-                Their images.
-            attention_mask (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                1 for tokens, 0 for padding.
-            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                What the captions' loss is over, -100 where nothing is to be learned; by default the texts. Padding
-                never counts.
-            interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
-                Whether images may have another size than the tower was trained with.
-            alpha (`float`, *optional*, defaults to `config.alpha`, or 0.4):
-                Weight of the teacher's answer in the contrastive targets.
-            generator (`torch.Generator`, *optional*):
-                Source of chance of the hard negatives, drawn in training; in evaluation the hardest are taken.
+        input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+            The texts, as the tokenizer gives them: from [CLS] to [SEP].
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`):
+            Their images.
+        attention_mask (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            1 for tokens, 0 for padding.
+        labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            What the captions' loss is over, -100 where nothing is to be learned; by default the texts. Padding
+            never counts.
+        interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
+            Whether images may have another size than the tower was trained with.
+        alpha (`float`, *optional*, defaults to `config.alpha`, or 0.4):
+            Weight of the teacher's answer in the contrastive targets.
+        generator (`torch.Generator`, *optional*):
+            Source of chance of the hard negatives, drawn in training; in evaluation the hardest are taken.
 
         Raises:
             ValueError: images and texts do not belong together, or a pair has no negative.
