@@ -441,7 +441,7 @@ def build_vision_model(config: PreTrainedConfig) -> PreTrainedModel:
 class AlbefPreTrainedModel(PreTrainedModel):
     config: AlbefConfig
     base_model_prefix = "model"
-    main_input_name = "input_ids"
+    main_input_name = "pixel_values"
     input_modalities = ("image", "text")
     accepts_loss_kwargs = False
     supports_gradient_checkpointing = True
@@ -463,8 +463,8 @@ class AlbefPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, AlbefImageTextModel | AlbefForTextAssignment):
             init.constant_(module.temperature, self.config.temperature)
-        if isinstance(module, AlbefImageTextModel) and module.queue is not None:
-            module.queue.reset()
+        if isinstance(module, FeatureQueue):
+            module.reset()
         if isinstance(module, AlbefForImagesAndTextClassification | AlbefForTextAssignment):
             for pair, layer in zip(module.pair_layers, module.model.text_model.fusion_layers):
                 copy_what_is_new(layer, pair)
@@ -547,6 +547,7 @@ def copy_what_is_new(source: nn.Module, target: nn.Module) -> None:
 )
 class AlbefTextModel(AlbefPreTrainedModel):
     config: AlbefTextConfig
+    main_input_name = "input_ids"
     input_modalities = ("text",)
     _can_record_outputs = {
         "hidden_states": AlbefTextLayer,
@@ -698,7 +699,7 @@ class AlbefModel(AlbefPreTrainedModel):
             )
         if interpolate_pos_encoding:
             kwargs["interpolate_pos_encoding"] = True
-        return self.vision_model(pixel_values, **kwargs)
+        return self.vision_model(pixel_values, **{**kwargs, "return_dict": True})
 
     @can_return_tuple
     @auto_docstring
@@ -1415,7 +1416,7 @@ class AlbefImageTextModel(AlbefDistilledModel):
         attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        outputs = self.model.text_model(input_ids, attention_mask, **kwargs)
+        outputs = self.model.text_model(input_ids, attention_mask, **{**kwargs, "return_dict": True})
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.last_hidden_state,
             pooler_output=self.project_texts(outputs.last_hidden_state, attention_mask),
