@@ -78,8 +78,8 @@ class ViltForPreTrainingOutput(ModelOutput):
         Image-text matching.
     loss_wpa (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` is given):
         Word patch alignment, times 0.1.
-    matched (`torch.BoolTensor` of shape `(batch_size,)`, *optional*, returned when `labels` is given):
-        Which texts were shown with their own image.
+    matched (`torch.LongTensor` of shape `(batch_size,)`, *optional*, returned when `labels` is given):
+        1 for texts that were shown with their own image, else 0.
     """
 
     loss: torch.FloatTensor | None = None
@@ -88,7 +88,7 @@ class ViltForPreTrainingOutput(ModelOutput):
     loss_mlm: torch.FloatTensor | None = None
     loss_itm: torch.FloatTensor | None = None
     loss_wpa: torch.FloatTensor | None = None
-    matched: torch.BoolTensor | None = None
+    matched: torch.LongTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
@@ -487,7 +487,9 @@ class ViltForPreTraining(ViltPreTrainedModel, transformers.ViltForMaskedLM):
         self.post_init()
 
     def start_new_weights(self, missing_keys: set[str]) -> None:
-        if "mlm_score.decoder.weight" in missing_keys:  # saved by a native model, whose output is the embeddings
+        table = "vilt.embeddings.text_embeddings.word_embeddings.weight"
+        # Saved by a native model, whose output is the embeddings
+        if "mlm_score.decoder.weight" in missing_keys and table not in missing_keys:
             with torch.no_grad():
                 self.mlm_score.decoder.weight.copy_(self.get_input_embeddings().weight)
 
@@ -576,7 +578,7 @@ class ViltForPreTraining(ViltPreTrainedModel, transformers.ViltForMaskedLM):
             loss_mlm=loss_mlm,
             loss_itm=loss_itm,
             loss_wpa=loss_wpa,
-            matched=matched,
+            matched=matched.long(),
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
