@@ -130,6 +130,7 @@ ALBEF = Row(
         "test_get_text_features_attentions": "only the layers before fusion read a text alone",
         "test_get_text_features_hidden_states": "only the layers before fusion read a text alone",
         "test_resize_embeddings_untied_no_reinit_on_post_init": "the tiny row scales weights whenever they are drawn",
+        "test_init_weights_can_init_buffers": "the queue begins with features drawn by chance",
         "test_reverse_loading_mapping": "weights are saved by the names of today, so that Trainer finds them again",
     },
 )

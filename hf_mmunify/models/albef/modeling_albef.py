@@ -821,7 +821,7 @@ class AlbefClassificationModel(AlbefDistilledModel):
             "attention_mask": attention_mask,
             "interpolate_pos_encoding": interpolate_pos_encoding,
         }
-        outputs = self.model(**inputs, **self.pair_layers_of(""), **kwargs)
+        outputs = self.model(**inputs, return_dict=True, **self.pair_layers_of(""), **kwargs)
         logits = self.classifier(first_token(outputs.last_hidden_state, attention_mask))  # [B, classes]
         loss = None
         if labels is not None:
@@ -829,7 +829,7 @@ class AlbefClassificationModel(AlbefDistilledModel):
             if self.has_copies:
                 with torch.no_grad():
                     self.follow()
-                    outputs_m = self.model_m(**inputs, **self.pair_layers_of("_m"))
+                    outputs_m = self.model_m(**inputs, return_dict=True, **self.pair_layers_of("_m"))
                     logits_m = self.classifier_m(first_token(outputs_m.last_hidden_state, attention_mask))
             loss = masked_language_modeling_loss(logits, labels, soft_logits=logits_m, alpha=alpha)
         return AlbefClassifierOutput(
@@ -1134,7 +1134,9 @@ class AlbefForQuestionAnswering(AlbefDistilledModel):
         **kwargs,
     ) -> AlbefModelOutput:
         """Question `[B, T]` and image `[B, 3, H, W]` to states `[B, T, D]`."""
-        return self.model(pixel_values, input_ids, attention_mask, None, interpolate_pos_encoding, **kwargs)
+        return self.model(
+            pixel_values, input_ids, attention_mask, None, interpolate_pos_encoding, return_dict=True, **kwargs
+        )
 
     @can_return_tuple
     @auto_docstring(checkpoint="salesforce/ALBEF")
@@ -1182,7 +1184,9 @@ class AlbefForQuestionAnswering(AlbefDistilledModel):
             if self.has_copies:
                 with torch.no_grad():
                     self.follow()
-                    states_m = self.model_m(pixel_values, *question[1:3], None, interpolate_pos_encoding)
+                    states_m = self.model_m(
+                        pixel_values, *question[1:3], None, interpolate_pos_encoding, return_dict=True
+                    )
                     states_m, _ = self.for_each_answer(states_m.last_hidden_state, labels, answer_counts, None)
                     logits_m = self.text_decoder_m(**answers, encoder_hidden_states=states_m).logits
             losses = answer_losses(logits, labels, logits_m, alpha)  # [A]
@@ -1593,7 +1597,7 @@ class AlbefForImageTextRetrieval(AlbefImageTextModel):
             "attention_mask": attention_mask,
             "interpolate_pos_encoding": interpolate_pos_encoding,
         }
-        outputs = self.model(**inputs, **kwargs)
+        outputs = self.model(**inputs, return_dict=True, **kwargs)
         itm_logits = self.itm_head(first_token(outputs.last_hidden_state, attention_mask))  # [B, 2]
         image_features = self.project_images(outputs.image_hidden_state)  # [B, P]
         text_features = self.project_texts(outputs.text_hidden_state, attention_mask)  # [B, P]
@@ -1720,13 +1724,13 @@ class AlbefForImageTextRetrieval(AlbefImageTextModel):
             # So that there is a gradient in a model that is frozen as well
             pixel_values = pixel_values.detach().requires_grad_()
             if by == "itm":
-                outputs = self.model(pixel_values, input_ids, attention_mask, output_attentions=True)
+                outputs = self.model(pixel_values, input_ids, attention_mask, return_dict=True, output_attentions=True)
                 attention = outputs.cross_attentions[layer - start]
                 scores = self.itm_head(first_token(outputs.last_hidden_state, attention_mask))[:, 1]
             else:
-                images = self.get_image_features(pixel_values, output_attentions=True)
+                images = self.get_image_features(pixel_values, return_dict=True, output_attentions=True)
                 attention = images.attentions[layer]
-                texts = self.get_text_features(input_ids, attention_mask).pooler_output
+                texts = self.get_text_features(input_ids, attention_mask, return_dict=True).pooler_output
                 scores = (images.pooler_output * texts).sum(dim=-1) / self.temperature
             (gradient,) = torch.autograd.grad(scores.sum(), attention)
         return attention.detach(), gradient, scores.detach()
@@ -1805,7 +1809,7 @@ class AlbefForPreTraining(AlbefImageTextModel):
             "attention_mask": attention_mask,
             "interpolate_pos_encoding": interpolate_pos_encoding,
         }
-        outputs = self.model(**inputs, **kwargs)
+        outputs = self.model(**inputs, return_dict=True, **kwargs)
         itm_logits = self.itm_head(first_token(outputs.last_hidden_state, attention_mask))  # [B, 2]
         image_features = self.project_images(outputs.image_hidden_state)  # [B, P]
         text_features = self.project_texts(outputs.text_hidden_state, attention_mask)  # [B, P]
