@@ -6,9 +6,9 @@ r"""Train a model to describe images, and evaluate it beside what it would say w
 
 Any model of `AutoModelForImageTextToText`. From nothing, in minutes:
 
-    python examples/small_model.py --architecture blip --pretrain_vision 400 --output_dir runs/small/blip
+    python examples/small_model.py --architecture blip --pretrain_vision 500 --output_dir runs/small/blip
     python examples/captioning.py --model_name_or_path runs/small/blip --freeze vision --output_dir runs/captions \
-        --learning_rate 1e-3 --max_steps 1000
+        --learning_rate 1e-3 --max_steps 400
 
 A published model on data of your own, with a LoRA, and afterwards on the Hub:
 

@@ -8,9 +8,9 @@ Two towers (CLIP and its kin) learn contrastively, with the negatives of all pro
 as large a batch as you like; models with a matching head (BLIP, ALBEF, ViLT) by the loss they were published with.
 From nothing, in minutes:
 
-    python examples/small_model.py --architecture clip --pretrain_vision 400 --output_dir runs/small/clip
-    python examples/image_text_retrieval.py --model_name_or_path runs/small/clip --freeze vision \
-        --output_dir runs/retrieval --learning_rate 1e-3 --max_steps 500 --max_eval_rows 100
+    python examples/small_model.py --architecture coca --pretrain_vision 400 --output_dir runs/small/coca
+    python examples/image_text_retrieval.py --model_name_or_path runs/small/coca --freeze vision_model \
+        --output_dir runs/retrieval --learning_rate 1e-3 --max_steps 400 --max_eval_rows 100
 
 A published model on data of your own, with a LoRA and 4,096 pairs a batch:
 

@@ -11,8 +11,9 @@ Canvas 24 x 24, patches of 8 x 8, about a million parameters, the words of digit
 In so few minutes no model learns to see and to speak at once. With `--pretrain_vision` its vision learns to see first:
 which digit of which color lies in each cell of a scene. A task then trains the rest:
 
-    python examples/small_model.py --architecture blip --pretrain_vision 400 --output_dir runs/small/blip
-    python examples/captioning.py --model_name_or_path runs/small/blip --freeze vision_model --output_dir runs/captions
+    python examples/small_model.py --architecture blip --pretrain_vision 500 --output_dir runs/small/blip
+    python examples/captioning.py --model_name_or_path runs/small/blip --freeze vision --output_dir runs/captions \
+        --learning_rate 1e-3 --max_steps 400
 """
 
 from collections.abc import Callable
@@ -137,7 +138,8 @@ def blip_2() -> PreTrainedConfig:
 def albef() -> PreTrainedConfig:
     text = {**TEXT, "num_hidden_layers": 4, "fusion_layer": 2}
     vision = {**VISION, "model_type": "vit"}
-    return AutoConfig.for_model("albef", text_config=text, vision_config=vision, projection_dim=128, queue_size=512)
+    settings = {"projection_dim": 128, "queue_size": 512, "distill": False}  # a teacher that knows nothing yet hinders
+    return AutoConfig.for_model("albef", text_config=text, vision_config=vision, **settings)
 
 
 def coca() -> PreTrainedConfig:

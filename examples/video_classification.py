@@ -4,11 +4,11 @@
 # ///
 r"""Train a model to recognise what happens in videos, and evaluate it beside black frames.
 
-Any model of `AutoModelForVideoClassification`: TimeSformer, VideoMAE, ViViT. From nothing, in minutes:
+Any model of `AutoModelForVideoClassification`: TimeSformer, VideoMAE, ViViT. Without a download, small:
 
     python examples/small_model.py --architecture timesformer --output_dir runs/small/timesformer
     python examples/video_classification.py --model_name_or_path runs/small/timesformer --output_dir runs/actions \
-        --learning_rate 1e-3 --max_steps 600 --per_device_train_batch_size 32
+        --learning_rate 1e-3 --max_steps 1500 --per_device_train_batch_size 32
 
 A published model on data of your own, with a LoRA, and afterwards on the Hub:
 

@@ -4,13 +4,11 @@
 # ///
 r"""Train a model to say whether a statement about two images is true (NLVR2), and evaluate it beside black images.
 
-From nothing a small model learns it by way of questions about single images, whose model it goes on from:
+Without a download, on a small model; it may go on from one that was trained on questions about single images:
 
     python examples/small_model.py --architecture vilt --pretrain_vision 500 --output_dir runs/small/vilt
-    python examples/visual_question_answering.py --model_name_or_path runs/small/vilt --output_dir runs/vqa \
-        --learning_rate 1e-3 --max_steps 1000
-    python examples/visual_reasoning.py --model_name_or_path runs/vqa --output_dir runs/reasoning \
-        --learning_rate 3e-4 --max_steps 1000
+    python examples/visual_reasoning.py --model_name_or_path runs/small/vilt --output_dir runs/reasoning \
+        --learning_rate 5e-4 --max_steps 2000
 
 A published model on data of your own, with a LoRA, and afterwards on the Hub:
 

@@ -6,9 +6,9 @@ r"""Name the class of images by texts alone, with a model of two towers that may
 
 Scores stand beside those of black images. From nothing, in minutes; its classes are 50 colored digits:
 
-    python examples/small_model.py --architecture clip --pretrain_vision 400 --output_dir runs/small/clip
-    python examples/zero_shot_classification.py --model_name_or_path runs/small/clip --freeze vision \
-        --pairs digit-scenes --output_dir runs/zero-shot --learning_rate 1e-3 --max_steps 500
+    python examples/small_model.py --architecture coca --pretrain_vision 400 --output_dir runs/small/coca
+    python examples/zero_shot_classification.py --model_name_or_path runs/small/coca --freeze vision_model \
+        --pairs digit-scenes --output_dir runs/zero-shot --learning_rate 1e-3 --max_steps 400
 
 A published model on images of your own, as it is:
 
