@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 from tiny import VISION_TOWER
+from tiny.blip import ROW as TINY_BLIP
 from tiny.flamingo import END_OF_CHUNK, IMAGE
 
 
@@ -136,6 +137,25 @@ ALBEF = Row(
 )
 
 
+# BLIP --------------------------------------------------------------------------------------------------------------
+
+BLIP_TOWER = "hidden states and attentions are those of the vision tower, as in the native model"
+
+BLIP = Row(
+    # Upstream's tolerances are for states about as large as those of a model that is drawn by the defaults
+    settings={
+        "vision_config": {**TINY_BLIP.settings["vision_config"], "initializer_range": 0.02},
+        "text_config": {**TINY_BLIP.settings["text_config"], "initializer_range": 0.02},
+        "initializer_range": 0.02,
+    },
+    skips={
+        "test_attention_outputs": BLIP_TOWER,
+        "test_hidden_states_output": BLIP_TOWER,
+        "test_retain_grad_hidden_states_attentions": BLIP_TOWER,
+    },
+)
+
+
 # BLIP-2 ------------------------------------------------------------------------------------------------------------
 
 BLIP_2_PARTS = "hidden states and attentions lie in the outputs of tower and Q-Former, as in the native model"
@@ -217,7 +237,7 @@ VILT = Row(
 
 ROWS: dict[str, Row] = {
     "albef": ALBEF,
-    "albef": ALBEF,
+    "blip": BLIP,
     "blip_2": BLIP_2,
     "clip": CLIP,
     "flamingo": FLAMINGO,
