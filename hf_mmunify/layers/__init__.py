@@ -3,6 +3,8 @@
 Shapes at the ends of lines are written in the letters that the docstring of the file declares, batch first.
 """
 
+from .attention import eager_attention_forward
+from .composed import ComposedModelMixin
 from .feature_queue import FeatureQueue
 from .momentum import MomentumMixin
 from .patch_dropout import keep_patches

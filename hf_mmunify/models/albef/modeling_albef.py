@@ -58,7 +58,7 @@ from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from ...layers import FeatureQueue, MomentumMixin
+from ...layers import ComposedModelMixin, FeatureQueue, MomentumMixin, eager_attention_forward
 from ...losses import (
     contrastive_loss,
     gather,
@@ -215,25 +215,6 @@ def pad_like_all_processes(
     missing = int(gather_without_gradient(length).max() - length)
     padded = nn.functional.pad(hidden_states, (0, 0, 0, missing))
     return padded, nn.functional.pad(attention_mask, (0, missing))
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention step by step; `[B, H, T, d]` in, `[B, T, H, d]` and the weights out."""
-    scores = (query @ key.transpose(2, 3)) * scaling  # [B, H, T, N]
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
 class AlbefAttention(nn.Module):
@@ -438,7 +419,7 @@ def build_vision_model(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 @auto_docstring
-class AlbefPreTrainedModel(PreTrainedModel):
+class AlbefPreTrainedModel(ComposedModelMixin, PreTrainedModel):
     config: AlbefConfig
     base_model_prefix = "model"
     main_input_name = "pixel_values"
@@ -472,17 +453,6 @@ class AlbefPreTrainedModel(PreTrainedModel):
             copy_what_is_new(module.model.text_model.embeddings, module.text_decoder.model.embeddings)
             for ours, layer in zip(module.text_decoder.model.layers, module.model.text_model.fusion_layers):
                 copy_what_is_new(layer, ours)
-
-    @classmethod
-    def is_custom_code(cls) -> bool:
-        # The shortcut that loading takes for code outside of transformers would skip modules of which some weights are
-        # in the checkpoint: a head that takes the rest from its base model
-        return False
-
-    def save_pretrained(self, *args, save_original_format: bool = False, **kwargs) -> None:
-        # The names of today: transformers writes those that its ViT had before, by which `Trainer` does not find the
-        # weights again when it resumes
-        super().save_pretrained(*args, save_original_format=save_original_format, **kwargs)
 
     def resize_images(self, image_size: int | tuple[int, int]) -> None:
         """Read images of another size from now on, by a bicubic interpolation of the position embeddings.

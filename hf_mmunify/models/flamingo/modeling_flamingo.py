@@ -65,6 +65,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring, cached_file, logging
 from transformers.utils.generic import can_return_tuple, is_flash_attention_requested
 
+from ...layers import ComposedModelMixin, eager_attention_forward
 from ...losses import causal_language_modeling_loss
 from .configuration_flamingo import FlamingoConfig
 
@@ -273,25 +274,6 @@ def group_by_slot(slot: torch.LongTensor, num_slots: int) -> torch.LongTensor:
     return positions.masked_fill(rank >= count[:, 1:, None], length)
 
 
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention as written in the paper; `[B, H, T, D]` in, `[B, T, H, D]` and the weights out."""
-    scores = (query @ key.transpose(2, 3)) * scaling  # [B, H, T, N]
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
-
-
 class FlamingoAttention(nn.Module):
     """Queries of one sequence over the keys and values of another, without biases.
 
@@ -336,8 +318,7 @@ class FlamingoAttention(nn.Module):
         """
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         query = self.split_heads(self.q_proj(hidden_states))  # [B, H, T, D]
-        on_cpu = query.device.type == "cpu" and query.dtype == torch.bfloat16
-        if self.config._attn_implementation == "sdpa" and on_cpu and attention_mask is None:
+        if query.device.type == "cpu" and query.dtype == torch.bfloat16 and attention_mask is None:
             attend = eager_attention_forward  # the CPU's fused kernel takes 2 to 6 times as long, forward and backward
         if groups is None:
             output, weights = attend(
@@ -611,7 +592,7 @@ def build_part(auto_class: type, mapping, config: PreTrainedConfig) -> PreTraine
 
 
 @auto_docstring
-class FlamingoPreTrainedModel(PreTrainedModel):
+class FlamingoPreTrainedModel(ComposedModelMixin, PreTrainedModel):
     config: FlamingoConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
@@ -646,12 +627,6 @@ class FlamingoPreTrainedModel(PreTrainedModel):
         model = loaded[0] if isinstance(loaded, tuple) else loaded  # with `output_loading_info`
         model.freeze_parts()  # loading makes parameters anew, and with them what is trained
         return loaded
-
-    @classmethod
-    def is_custom_code(cls) -> bool:
-        # The shortcut that loading takes for code outside of transformers skips buffers of a part that are filled by
-        # another module than their own (FalconH1's); `_init_weights` does without it
-        return False
 
     def freeze_parts(self) -> None:
         """Train the adapter alone: freeze vision tower and language model as the config says (section 2.2)."""

@@ -48,7 +48,7 @@ from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from ...layers import keep_patches
+from ...layers import eager_attention_forward, keep_patches
 from ...losses import contrastive_loss
 from .configuration_flip import FlipConfig, FlipTextConfig, FlipVisionConfig
 
@@ -87,23 +87,6 @@ class FlipOutput(ModelOutput):
 
     def to_tuple(self) -> tuple:
         return tuple(value.to_tuple() if isinstance(value, ModelOutput) else value for value in self.values())
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    scores = query @ key.transpose(2, 3) * scaling  # [B, H, S, S]
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    return (weights @ value).transpose(1, 2).contiguous(), weights  # [B, S, H, D]
 
 
 def sin_cos_positions(grid: int, width: int) -> torch.Tensor:

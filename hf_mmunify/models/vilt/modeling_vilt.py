@@ -51,6 +51,7 @@ from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from ...layers import eager_attention_forward
 from ...losses import (
     gather_without_gradient,
     image_text_matching_loss,
@@ -105,24 +106,6 @@ class ViltImageEmbeddings(NamedTuple):
     embeds: torch.FloatTensor
     mask: torch.LongTensor | None
     positions: torch.LongTensor
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    scores = query @ key.transpose(2, 3) * scaling  # [B, H, S, S]
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2).contiguous(), weights  # [B, S, H, D]
 
 
 class ViltSelfAttention(nn.Module):
