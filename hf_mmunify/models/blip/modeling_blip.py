@@ -736,6 +736,9 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, transformers.BlipForCond
             How many of the last positions get scores, or which; 0 for all.
         num_items_in_batch (`torch.Tensor` or `int`, *optional*):
             What the loss is divided by, as `Trainer` passes it; by default the labels that count.
+        shift_labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            The token that follows each position, in the place of `labels`: those of a text that is split over several
+            processes are shifted before it is. -100 where nothing is to be learned.
 
         Raises:
             ValueError: no text is given, or images and texts do not belong together.
@@ -743,8 +746,12 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, transformers.BlipForCond
         if input_ids is None:
             raise ValueError("expected the captions in `input_ids`; to have them written, call `generate`.")
         self._check_texts(input_ids, pixel_values)
+        # Not in the signature: Trainer evaluates no loss unless every argument with "label" in its name is given
+        shift_labels = kwargs.pop("shift_labels", None)
         vision = self._see(pixel_values, interpolate_pos_encoding, **kwargs)
-        if labels is not None:  # nothing predicts the first token: before it is padding, or nothing
+        if shift_labels is not None:
+            labels = shift_labels
+        elif labels is not None:  # nothing predicts the first token: before it is padding, or nothing
             labels = labels.scatter(1, _first_tokens(labels, attention_mask), -100)
         text = self.text_decoder(
             input_ids=_starting_with(input_ids, attention_mask, self.config.text_config.bos_token_id),
@@ -756,7 +763,11 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, transformers.BlipForCond
         loss = None
         if labels is not None:
             loss = causal_language_modeling_loss(
-                text.logits, labels, num_items_in_batch, label_smoothing=self.config.text_config.label_smoothing
+                text.logits,
+                labels,
+                num_items_in_batch,
+                shifted=shift_labels is not None,
+                label_smoothing=self.config.text_config.label_smoothing,
             )
         return BlipForConditionalGenerationModelOutput(
             loss=loss,
