@@ -26,8 +26,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
     ProcessorMixin,
+    SiglipConfig,
+    SiglipModel,
     ViltConfig,
-    ViltForImagesAndTextClassification,
+    VisualBertConfig,
+    VisualBertForVisualReasoning,
 )
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.image_processing_backends import PilBackend
@@ -41,6 +44,7 @@ from hf_mmunify import (
     hub,
     registry,
 )
+from hf_mmunify.models import clip, vilt
 
 
 @strict
@@ -106,9 +110,12 @@ NATIVE = [
 
 
 @pytest.mark.parametrize("auto_class, config_class", NATIVE, ids=lambda cls: cls.__name__)
-def test_a_native_row_names_a_public_model_that_reads_images_and_text(auto_class, config_class):
+def test_a_native_row_names_a_model_that_reads_images_and_text(auto_class, config_class):
+    """A public one, or one of ours that completes it, under the same name where there is such a native class."""
     model_class = auto_class._model_mapping[config_class]
-    assert getattr(transformers, model_class.__name__) is model_class
+    native = getattr(transformers, model_class.__name__, PreTrainedModel)
+    is_completed = config_class.__name__ in {row["AutoConfig"] for row in registry.ARCHITECTURES.values()}
+    assert issubclass(model_class, native) and (model_class is not native) is is_completed
     assert model_class.config_class is config_class
     parameters = model_class.forward.__annotations__
     assert "input_ids" in parameters and {"pixel_values", "visual_embeds"} & set(parameters)
@@ -123,15 +130,27 @@ TINY = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "int
         (
             AutoModelForImageTextRetrieval,
             CLIPConfig(text_config=TINY | {"vocab_size": 11}, vision_config=TINY | {"image_size": 8, "patch_size": 4}),
-            CLIPModel,
+            clip.CLIPModel,
+        ),
+        (
+            AutoModelForImageTextRetrieval,
+            SiglipConfig(
+                text_config=TINY | {"vocab_size": 11}, vision_config=TINY | {"image_size": 8, "patch_size": 4}
+            ),
+            SiglipModel,
         ),
         (
             AutoModelForVisualReasoning,
             ViltConfig(**TINY, vocab_size=11, image_size=8, patch_size=4, num_images=2, modality_type_vocab_size=3),
-            ViltForImagesAndTextClassification,
+            vilt.ViltForImagesAndTextClassification,
+        ),
+        (
+            AutoModelForVisualReasoning,
+            VisualBertConfig(**TINY, vocab_size=11, visual_embedding_dim=8),
+            VisualBertForVisualReasoning,
         ),
     ],
-    ids=["CLIP", "ViLT"],
+    ids=["CLIP", "SigLIP", "ViLT", "VisualBERT"],
 )
 def test_a_native_model_is_made_saved_and_loaded(auto_class, config, model_class, tmp_path):
     model = auto_class.from_config(config, attn_implementation="eager")
