@@ -168,7 +168,7 @@ def padded(case: Case, batch: Batch, side: str) -> Batch:
         return filler
 
     wider = dict(batch)
-    for key, value in batch.items():
+    for key, value in batch.items() if "attention_mask" in batch else ():
         if (fill := padding(case, key)) is not None and value.shape == batch["attention_mask"].shape:
             filler = value.new_full((len(value), value.shape[1] + 3), fill)
             wider[key] = beside(filler, value, batch["attention_mask"].sum(dim=1))
@@ -219,7 +219,7 @@ def test_every_input_matters(case):
 @every_model
 def test_saves_and_loads_bit_equal(case, tmp_path):
     model, batch = case.model(), case.batch()
-    model.save_pretrained(tmp_path, max_shard_size="500kB")
+    model.save_pretrained(tmp_path, max_shard_size="200kB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1  # in pieces, as large models are
     again, wrong = case.load(tmp_path)
     assert type(again) is case.model_class and not again.training and wrong == []
@@ -430,7 +430,6 @@ def test_loss_survives_nothing_to_learn(case):
 @pytest.mark.parametrize("reentrant", [False, True], ids=["non-reentrant", "reentrant"])
 def test_gradient_checkpointing_changes_nothing(case, reentrant):
     model, batch = case.model().train(), case.training_batch()
-    expected = gradients(model, batch)
     passes = {}
     for layer in model.modules():
         name = type(layer).__name__

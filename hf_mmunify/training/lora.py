@@ -84,6 +84,15 @@ PRESETS: dict[str, LoraPreset] = {
         modules_to_save=("visual_projection", "text_projection"),
         full_precision=("visual_projection", "text_projection"),
     ),
+    # Tower and decoder are adapted; what pools the tower's tokens, and leads into the shared space, is trained in full.
+    "coca": LoraPreset(
+        target_modules=r"(.*\.)?(vision_model|text_model|decoder)\..*\.(q_proj|k_proj|v_proj|o_proj|out_proj|fc1|fc2)",
+        modules_to_save=(
+            *("caption_pooler", "contrastive_pooler", "visual_projection", "text_projection"),
+            *("pooler", "pooler_norm", "classifier"),
+        ),
+        full_precision=("visual_projection", "text_projection", r"\w*pooler", "classifier", "lm_head"),
+    ),
     # The language model is adapted, the adapter trained; the tower is small beside it, and everything rests on it.
     "flamingo": LoraPreset(
         exclude_modules=r"(.*\.)?(vision_model|adapter)\..*",

@@ -58,9 +58,10 @@ from transformers.modeling_outputs import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.generic import can_return_tuple, is_flash_attention_requested, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from ...layers import ComposedModelMixin, eager_attention_forward
 from ...losses import contrastive_loss, masked_language_modeling_loss
 from .configuration_coca import CocaConfig, CocaTextConfig
 
@@ -153,25 +154,6 @@ class CocaCaptioningOutput(ModelOutput):
     caption_tokens: torch.FloatTensor | None = None
 
 
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention step by step; `[B, H, T, d]` in, `[B, T, H, d]` and the weights out."""
-    scores = (query @ key.transpose(2, 3)) * scaling  # [B, H, T, N]
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
-
-
 class CocaAttention(nn.Module):
     """Queries of one sequence over the keys and values of another, or of the same.
 
@@ -219,13 +201,16 @@ class CocaAttention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`[B, T, width]` over keys and values `[B, H, N, d]` to `[B, T, width]`, and the weights `[B, H, T, N]`."""
+        """`[B, T, width]` over keys and values `[B, H, N, d]` to `[B, T, width]`, and the weights `[B, H, T, N]`.
+
+        Queries that all rows share are `[1, T, width]`.
+        """
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         attended, weights = attend(
             self,
-            self.split_heads(self.q_proj(hidden_states)),
+            self.split_heads(self.q_proj(hidden_states)).expand(len(key), -1, -1, -1),
             key,
             value,
             attention_mask,
@@ -326,7 +311,7 @@ class CocaImageLayer(GradientCheckpointingLayer):
         return hidden_states + self.mlp(self.mlp_norm(hidden_states))
 
 
-class CocaAttentionalPooler(nn.Module):
+class CocaAttentionalPooler(GradientCheckpointingLayer):
     """Learned queries that read a sequence: attentional pooling (section 3.2).
 
     Args:
@@ -347,7 +332,7 @@ class CocaAttentionalPooler(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`[B, N, read_width]` to `[B, Q, P]`."""
         key, value = self.attention.keys_and_values(self.read_norm(hidden_states))
-        query = self.query_norm(self.query).expand(len(hidden_states), -1, -1)  # [B, Q, P]
+        query = self.query_norm(self.query)[None]  # [1, Q, P]
         return self.attention(query, key, value)[0]
 
 
@@ -374,7 +359,7 @@ def require_images(pixel_values: torch.Tensor | None, dimensions: str = "batch, 
 
 
 @auto_docstring
-class CocaPreTrainedModel(PreTrainedModel):
+class CocaPreTrainedModel(ComposedModelMixin, PreTrainedModel):
     config: CocaConfig
     base_model_prefix = "model"
     input_modalities = ("image", "text")
@@ -397,12 +382,6 @@ class CocaPreTrainedModel(PreTrainedModel):
             init.normal_(module.class_embedding, std=self.config.initializer_range)
         if isinstance(module, CocaModel):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
-
-    @classmethod
-    def is_custom_code(cls) -> bool:
-        # The shortcut that loading takes for code outside of transformers would skip modules of which some weights are
-        # in the checkpoint: a head that takes the rest from its base model
-        return False
 
 
 class CocaTextModel(CocaPreTrainedModel):
@@ -464,12 +443,26 @@ class CocaTextModel(CocaPreTrainedModel):
             raise ValueError("expected exactly one of input_ids and inputs_embeds.")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)  # [B, T, D]
+        is_legacy = with_class_token and self.config.legacy_class_mask
+        if is_legacy and is_flash_attention_requested(self.config):
+            raise ValueError(
+                "Flash attention drops what may not be read, and with legacy_class_mask=True that is the class token "
+                "itself: use attn_implementation='sdpa'."
+            )
         if with_class_token and attention_mask is None and input_ids is not None:
             attention_mask = (input_ids != self.config.pad_token_id).long()
         batch, length = inputs_embeds.shape[:2]
+        past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
         if position_ids is None:
-            past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
             position_ids = self.places(batch, length, attention_mask, past_length)
+        limit = self.config.max_position_embeddings
+        # Padding has no position, so texts that are longer than the table with it may fit
+        if not torch.compiler.is_compiling() and past_length + length > limit and position_ids.max() >= limit:
+            raise ValueError(
+                f"a text of {int(position_ids.max()) + 1} tokens is longer than the {limit} that the decoder has "
+                f"positions for: truncate it (truncation=True, max_length={limit} in the processor), or generate "
+                "fewer tokens."
+            )
         if with_class_token:
             inputs_embeds, attention_mask, position_ids = self.append_class_token(
                 inputs_embeds, attention_mask, position_ids
@@ -490,16 +483,10 @@ class CocaTextModel(CocaPreTrainedModel):
         )
 
     def places(
-        self, batch: int, length: int, attention_mask: torch.Tensor | None, past_length: int
+        self, batch: int, length: int, attention_mask: torch.Tensor | None, past_length: int | torch.Tensor
     ) -> torch.LongTensor:
         """Places `[B, T]` of tokens in their texts, counted from the first that is no padding."""
-        limit = self.config.max_position_embeddings
-        if past_length + length > limit:
-            raise ValueError(
-                f"a text of {past_length + length} tokens is longer than the {limit} that the decoder has positions "
-                f"for: truncate it (truncation=True, max_length={limit} in the processor), or generate fewer tokens."
-            )
-        places = torch.arange(past_length, past_length + length, device=self.embed_tokens.weight.device)
+        places = torch.arange(length, device=self.embed_tokens.weight.device) + past_length
         places = places.expand(batch, -1)
         if attention_mask is None or attention_mask.dim() != 2:
             return places
@@ -507,7 +494,7 @@ class CocaTextModel(CocaPreTrainedModel):
 
     def append_class_token(
         self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, position_ids: torch.LongTensor
-    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.LongTensor]:
+    ) -> tuple[torch.Tensor, torch.BoolTensor, torch.LongTensor]:
         """Texts with the class token behind them: embeddings `[B, T + 1, D]`, what may be read, and places.
 
         With `legacy_class_mask`, as released weights learned it, the mask is shifted by one place: the first padding
@@ -518,19 +505,20 @@ class CocaTextModel(CocaPreTrainedModel):
         limit = self.config.max_position_embeddings
         if attention_mask is None:
             attention_mask = position_ids.new_ones(batch, length)
-        reads_itself = torch.ones_like(attention_mask[:, :1])  # [B, 1]
+        readable = attention_mask.bool()  # [B, T]
+        reads_itself = torch.ones_like(readable[:, :1])  # [B, 1]
         if self.config.legacy_class_mask:
             padding = self.embed_tokens.weight[self.config.pad_token_id].to(inputs_embeds.dtype)
             inputs_embeds = torch.cat([inputs_embeds, padding.expand(batch, 1, -1)], dim=1)
             position_ids = torch.cat([position_ids, position_ids[:, -1:] + 1], dim=1)
-            reads_itself = (attention_mask.sum(dim=1, keepdim=True) == limit).to(attention_mask.dtype)
-            behind = attention_mask[:, -1:] * (1 - reads_itself)
-            attention_mask = attention_mask | nn.functional.pad(attention_mask[:, :-1], (1, 0))
-            attention_mask = torch.cat([attention_mask, behind], dim=1)
+            reads_itself = readable.sum(dim=1, keepdim=True) == limit
+            is_empty = ~readable.any(dim=1, keepdim=True)  # then the first token is the first padding
+            behind = readable[:, -1:] & ~reads_itself
+            readable = torch.cat([readable | torch.cat([is_empty, readable[:, :-1]], dim=1), behind], dim=1)
         token = self.class_embedding.to(inputs_embeds.dtype).expand(batch, 1, -1)
         return (
             torch.cat([inputs_embeds, token], dim=1),
-            torch.cat([attention_mask, reads_itself], dim=1),
+            torch.cat([readable, reads_itself], dim=1),
             torch.cat([position_ids, torch.full_like(position_ids[:, :1], limit)], dim=1),
         )
 
@@ -879,6 +867,11 @@ class CocaForConditionalGeneration(CocaPreTrainedModel, GenerationMixin):
                 f"expected an image for each text, got {len(caption_tokens)} images and {len(words)} texts: repeat "
                 "the images of which there are several texts."
             )
+        if labels is not None and labels.shape != words.shape[:2]:
+            raise ValueError(
+                f"labels have one token for each of the text: expected shape {tuple(words.shape[:2])}, got "
+                f"{tuple(labels.shape)}; the model itself compares each with the word that follows."
+            )
         if use_cache and not isinstance(past_key_values, EncoderDecoderCache):
             past = DynamicCache(config=text_config) if past_key_values is None else past_key_values
             past_key_values = EncoderDecoderCache(past, DynamicCache(config=text_config))
@@ -914,7 +907,10 @@ class CocaForConditionalGeneration(CocaPreTrainedModel, GenerationMixin):
             contrast, _, images, texts = self.model.compare(
                 feature, self.model.text_projection(text.pooler_output), image_ids
             )
-            caption = masked_language_modeling_loss(logits[:, :-1], labels[:, 1:])
+            targets = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)  # moved, as logits are much larger
+            if attention_mask is not None:  # behind padding on the left there is no word that the first one follows
+                targets = targets.masked_fill(attention_mask == 0, -100)
+            caption = masked_language_modeling_loss(logits, targets)
             losses = {
                 "loss": self.config.contrastive_loss_weight * contrast + self.config.caption_loss_weight * caption,
                 "loss_contrastive": contrast,
@@ -989,7 +985,7 @@ class CocaPooledClassifier(CocaPreTrainedModel):
         self.vision_model = build_vision_model(config.vision_config)
         eps = config.text_config.layer_norm_eps
         self.pooler = CocaAttentionalPooler(config, 1, config.vision_config.hidden_size, eps)
-        self.norm = nn.LayerNorm(config.projection_dim, eps=eps)
+        self.pooler_norm = nn.LayerNorm(config.projection_dim, eps=eps)
         self.classifier = nn.Linear(config.projection_dim, config.num_labels)
         self.post_init()
 
@@ -1009,7 +1005,7 @@ class CocaPooledClassifier(CocaPreTrainedModel):
         Raises:
             ValueError: when a label is no class.
         """
-        logits = self.classifier(self.norm(self.pooler(states)[:, 0]))  # [B, C]
+        logits = self.classifier(self.pooler_norm(self.pooler(states)[:, 0]))  # [B, C]
         loss = None
         if labels is not None:
             wrong = (labels < 0) | (labels >= self.num_labels)
