@@ -4,11 +4,11 @@
 # ///
 r"""Train a model to say whether an image entails, leaves open or contradicts a hypothesis (SNLI-VE).
 
-Evaluated beside black images, which show what the hypotheses alone are worth. Without a download, on a small model:
+Evaluated beside black images, which show what the hypotheses alone are worth. From nothing, in minutes:
 
-    python examples/small_model.py --architecture vilt --pretrain_vision 500 --output_dir runs/small/vilt
+    python examples/small_model.py --architecture vilt --pretrain_vision 400 --output_dir runs/small/vilt
     python examples/visual_entailment.py --model_name_or_path runs/small/vilt --output_dir runs/entailment \
-        --learning_rate 5e-4 --max_steps 2000
+        --learning_rate 5e-4 --max_steps 800
 
 A published model on data of your own, with a LoRA, and afterwards on the Hub:
 

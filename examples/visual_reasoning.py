@@ -6,7 +6,7 @@ r"""Train a model to say whether a statement about two images is true (NLVR2), a
 
 Without a download, on a small model; it may go on from one that was trained on questions about single images:
 
-    python examples/small_model.py --architecture vilt --pretrain_vision 500 --output_dir runs/small/vilt
+    python examples/small_model.py --architecture vilt --pretrain_vision 400 --output_dir runs/small/vilt
     python examples/visual_reasoning.py --model_name_or_path runs/small/vilt --output_dir runs/reasoning \
         --learning_rate 5e-4 --max_steps 2000
 
