@@ -6,9 +6,9 @@ r"""Train a model to recognise what happens in videos, and evaluate it beside bl
 
 Any model of `AutoModelForVideoClassification`: TimeSformer, VideoMAE, ViViT. Without a download, small:
 
-    python examples/small_model.py --architecture timesformer --output_dir runs/small/timesformer
-    python examples/video_classification.py --model_name_or_path runs/small/timesformer --output_dir runs/actions \
-        --learning_rate 1e-3 --max_steps 1500 --per_device_train_batch_size 32
+    python examples/small_model.py --architecture videomae --output_dir runs/small/videomae
+    python examples/video_classification.py --model_name_or_path runs/small/videomae --output_dir runs/actions \
+        --learning_rate 1e-3 --max_steps 600 --per_device_train_batch_size 32
 
 A published model on data of your own, with a LoRA, and afterwards on the Hub:
 
