@@ -84,7 +84,7 @@ PRESETS: dict[str, LoraPreset] = {
         modules_to_save=("visual_projection", "text_projection"),
         full_precision=("visual_projection", "text_projection"),
     ),
-    # Tower and decoder are adapted; what pools the tower's tokens, and leads into the shared space, is trained in full.
+    # Tower and decoder are adapted; what pools, and what leads into the shared space, is trained in full.
     "coca": LoraPreset(
         target_modules=r"(.*\.)?(vision_model|text_model|decoder)\..*\.(q_proj|k_proj|v_proj|o_proj|out_proj|fc1|fc2)",
         modules_to_save=(

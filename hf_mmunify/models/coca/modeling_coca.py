@@ -161,8 +161,8 @@ class CocaAttention(nn.Module):
         config (`PreTrainedConfig`): names the attention backend.
         width (`int`): of the queries and of the output.
         read_width (`int`): of what is read.
-        num_heads (`int`): attention heads.
-        dropout (`float`): of the weights, while training.
+        heads (`int`): attention heads.
+        dropped (`float`): share of the weights that training drops.
         is_causal (`bool`): whether a token sees those before it alone.
     """
 
@@ -171,15 +171,15 @@ class CocaAttention(nn.Module):
         config: PreTrainedConfig,
         width: int,
         read_width: int,
-        num_heads: int,
-        dropout: float = 0.0,
+        heads: int,
+        dropped: float = 0.0,
         is_causal: bool = False,
     ):
         super().__init__()
         self.config = config
-        self.head_dim = width // num_heads
+        self.head_dim = width // heads
         self.scaling = self.head_dim**-0.5
-        self.dropout = dropout
+        self.dropout = dropped
         self.is_causal = is_causal
         self.q_proj = nn.Linear(width, width)
         self.k_proj = nn.Linear(read_width, width)
@@ -201,16 +201,13 @@ class CocaAttention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`[B, T, width]` over keys and values `[B, H, N, d]` to `[B, T, width]`, and the weights `[B, H, T, N]`.
-
-        Queries that all rows share are `[1, T, width]`.
-        """
+        """`[B, T, width]` over keys and values `[B, H, N, d]` to `[B, T, width]`, and the weights `[B, H, T, N]`."""
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         attended, weights = attend(
             self,
-            self.split_heads(self.q_proj(hidden_states)).expand(len(key), -1, -1, -1),
+            self.split_heads(self.q_proj(hidden_states)),
             key,
             value,
             attention_mask,
@@ -240,16 +237,16 @@ class CocaTextLayer(GradientCheckpointingLayer):
 
     Args:
         config (`CocaTextConfig`): widths.
-        layer_idx (`int`): place of its keys and values in the cache.
-        num_heads (`int`): attention heads.
+        layer_idx (`int`): place of its keys and values in the cache; by it, the half that the layer belongs to.
     """
 
-    def __init__(self, config: CocaTextConfig, layer_idx: int, num_heads: int):
+    def __init__(self, config: CocaTextConfig, layer_idx: int):
         super().__init__()
-        width = config.hidden_size
+        width, is_first_half = config.hidden_size, layer_idx < config.num_unimodal_layers
+        heads = config.num_attention_heads if is_first_half else config.num_multimodal_attention_heads
         self.layer_idx = layer_idx
         self.self_attn_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.self_attn = CocaAttention(config, width, width, num_heads, config.attention_dropout, is_causal=True)
+        self.self_attn = CocaAttention(config, width, width, heads, config.attention_dropout, is_causal=True)
         self.mlp_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.mlp = CocaMLP(config)
 
@@ -318,12 +315,11 @@ class CocaAttentionalPooler(GradientCheckpointingLayer):
         config (`CocaConfig`): heads, and the attention backend.
         num_queries (`int`): queries, each of which gives a token.
         read_width (`int`): width of the sequence.
-        eps (`float`): of the normalisations.
     """
 
-    def __init__(self, config: CocaConfig, num_queries: int, read_width: int, eps: float = 1e-5):
+    def __init__(self, config: CocaConfig, num_queries: int, read_width: int):
         super().__init__()
-        width = config.projection_dim
+        width, eps = config.projection_dim, config.text_config.layer_norm_eps
         self.query = nn.Parameter(torch.empty(num_queries, width))
         self.query_norm = nn.LayerNorm(width, eps=eps)
         self.read_norm = nn.LayerNorm(read_width, eps=eps)
@@ -332,15 +328,16 @@ class CocaAttentionalPooler(GradientCheckpointingLayer):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """`[B, N, read_width]` to `[B, Q, P]`."""
         key, value = self.attention.keys_and_values(self.read_norm(hidden_states))
-        query = self.query_norm(self.query)[None]  # [1, Q, P]
+        query = self.query_norm(self.query).repeat(len(hidden_states), 1, 1)  # [B, Q, P]
         return self.attention(query, key, value)[0]
 
 
 def build_vision_model(config: PreTrainedConfig) -> PreTrainedModel:
     """The vision tower of `config`, all of whose tokens the poolers read, after their own normalisation."""
     tower = AutoModel.from_config(config)
+    # CODEPATH: CLIP's tower, which every published checkpoint has, brings a normalisation for its own pooling
     if config.model_type == "clip_vision_model":
-        tower.post_layernorm = nn.Identity()  # of the class token alone, which nothing here reads by itself
+        tower.post_layernorm = nn.Identity()
     return tower
 
 
@@ -384,9 +381,10 @@ class CocaPreTrainedModel(ComposedModelMixin, PreTrainedModel):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
 
 
+@auto_docstring(
+    custom_intro="The first half of the decoder: it reads the text alone, and sums it up in a class token at its end."
+)
 class CocaTextModel(CocaPreTrainedModel):
-    """The first half of the decoder: it reads the text alone, and sums it up in a class token at its end."""
-
     config: CocaTextConfig
     main_input_name = "input_ids"
     input_modalities = ("text",)
@@ -400,14 +398,13 @@ class CocaTextModel(CocaPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.embed_positions = nn.Embedding(config.max_position_embeddings + 1, config.hidden_size)
         self.class_embedding = nn.Parameter(torch.empty(config.hidden_size))
-        self.layers = nn.ModuleList(
-            [CocaTextLayer(config, index, config.num_attention_heads) for index in range(config.num_unimodal_layers)]
-        )
+        self.layers = nn.ModuleList([CocaTextLayer(config, index) for index in range(config.num_unimodal_layers)])
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
     @merge_with_config_defaults
     @capture_outputs
+    @auto_docstring
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -419,25 +416,14 @@ class CocaTextModel(CocaPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         r"""
-        Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
-                The texts.
-            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
-                1 for words, 0 for padding, which may be on either side. By default `pad_token_id` is padding, as for
-                the original, where the class token is asked for; and nothing, where it is not.
-            position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                By default each text counts its words from 0.
-            inputs_embeds (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
-                In the place of `input_ids`.
-            with_class_token (`bool`, *optional*, defaults to `True`):
-                Whether to sum the text up; not together with a cache.
-            past_key_values (`Cache`, *optional*):
-                Keys and values of the words before these.
-
-        Returns:
-            [`~modeling_outputs.BaseModelOutputWithPooling`]: `last_hidden_state` `(batch_size, sequence_length,
-            hidden_size)`, without the class token and not normalised; `pooler_output` `(batch_size, hidden_size)`, the
-            class token, normalised.
+        attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*):
+            1 for words, 0 for padding, which may be on either side. By default `pad_token_id` is padding, as for the
+            original, where the class token is asked for; and nothing, where it is not.
+        position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            By default each text counts its words from 0.
+        with_class_token (`bool`, *optional*, defaults to `True`):
+            Whether to sum the text up in `pooler_output`, normalised; not together with a cache. Neither it nor the
+            normalisation is part of `last_hidden_state`, from which the second half goes on.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("expected exactly one of input_ids and inputs_embeds.")
@@ -507,6 +493,7 @@ class CocaTextModel(CocaPreTrainedModel):
             attention_mask = position_ids.new_ones(batch, length)
         readable = attention_mask.bool()  # [B, T]
         reads_itself = torch.ones_like(readable[:, :1])  # [B, 1]
+        # CODEPATH: every published checkpoint learned the shifted mask; models of the paper's kind mask padding alone
         if self.config.legacy_class_mask:
             padding = self.embed_tokens.weight[self.config.pad_token_id].to(inputs_embeds.dtype)
             inputs_embeds = torch.cat([inputs_embeds, padding.expand(batch, 1, -1)], dim=1)
@@ -523,9 +510,10 @@ class CocaTextModel(CocaPreTrainedModel):
         )
 
 
+@auto_docstring(
+    custom_intro="The second half of the decoder: each layer of the text is followed by one that reads the image."
+)
 class CocaDecoder(CocaPreTrainedModel):
-    """The second half of the decoder: each layer of the text is followed by one that reads the image."""
-
     config: CocaTextConfig
     main_input_name = "inputs_embeds"
     input_modalities = ("text",)
@@ -537,10 +525,8 @@ class CocaDecoder(CocaPreTrainedModel):
 
     def __init__(self, config: CocaTextConfig):
         super().__init__(config)
-        first, heads = config.num_unimodal_layers, config.num_multimodal_attention_heads
-        self.layers = nn.ModuleList(
-            [CocaTextLayer(config, index, heads) for index in range(first, config.num_hidden_layers)]
-        )
+        first = config.num_unimodal_layers
+        self.layers = nn.ModuleList([CocaTextLayer(config, index) for index in range(first, config.num_hidden_layers)])
         self.image_layers = nn.ModuleList(
             [CocaImageLayer(config, index) for index in range(config.num_hidden_layers - first)]
         )
@@ -549,6 +535,7 @@ class CocaDecoder(CocaPreTrainedModel):
 
     @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
+    @auto_docstring
     def forward(
         self,
         inputs_embeds: torch.FloatTensor,
@@ -558,19 +545,12 @@ class CocaDecoder(CocaPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithCrossAttentions:
         r"""
-        Args:
-            inputs_embeds (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`):
-                The words, as the first half left them.
-            attention_mask (`torch.Tensor`, *optional*):
-                A mask as `create_causal_mask` makes it.
-            encoder_hidden_states (`torch.FloatTensor` of shape `(batch_size, num_caption_tokens, projection_dim)`):
-                The caption tokens of the image; not needed once the cache has them.
-            past_key_values (`Cache`, *optional*):
-                Keys and values of the words before these, and of the image.
-
-        Returns:
-            [`~modeling_outputs.BaseModelOutputWithCrossAttentions`]: `last_hidden_state`, of the shape of
-            `inputs_embeds`, normalised.
+        inputs_embeds (`torch.FloatTensor` of shape `(batch_size, sequence_length, hidden_size)`):
+            The words, as the first half left them.
+        attention_mask (`torch.Tensor`, *optional*):
+            A mask as `create_causal_mask` makes it.
+        encoder_hidden_states (`torch.FloatTensor` of shape `(batch_size, num_caption_tokens, projection_dim)`):
+            The caption tokens of the image; not needed once the cache has them.
         """
         hidden_states = inputs_embeds
         for layer, image_layer in zip(self.layers, self.image_layers):
@@ -591,11 +571,12 @@ class CocaModel(CocaPreTrainedModel):
         eps = config.text_config.layer_norm_eps
         is_first = config.pooler_type == "first_query"
         self.vision_model = build_vision_model(config.vision_config)
-        self.caption_pooler = CocaAttentionalPooler(config, config.pooler_num_queries, vision_width, eps)
+        self.caption_pooler = CocaAttentionalPooler(config, config.pooler_num_queries, vision_width)
         self.contrastive_pooler = None
         if not is_first:
+            # CODEPATH: a cascade in the paper, a parallel pooler in its ablation; weights of neither are published
             read_width = config.projection_dim if config.pooler_type == "cascade" else vision_width
-            self.contrastive_pooler = CocaAttentionalPooler(config, 1, read_width, eps)
+            self.contrastive_pooler = CocaAttentionalPooler(config, 1, read_width)
         # Behind the pooler where one query is the feature, else before the poolers
         self.vision_norm = nn.LayerNorm(config.projection_dim if is_first else vision_width, eps=eps)
         self.visual_projection = nn.Linear(config.projection_dim, config.projection_dim, bias=False)
@@ -624,6 +605,7 @@ class CocaModel(CocaPreTrainedModel):
         else:
             states = self.vision_norm(states)
             caption_tokens = self.caption_pooler(states)  # [B, Q, P]
+            # CODEPATH: as in `__init__`
             read = caption_tokens if self.config.pooler_type == "cascade" else states
             feature = self.contrastive_pooler(read)[:, 0]
         return CocaImageOutput(
@@ -733,14 +715,19 @@ class CocaForImageTextRetrieval(CocaPreTrainedModel):
         """Logarithm of what similarities are multiplied by."""
         return self.model.logit_scale
 
-    def get_image_features(self, pixel_values: torch.FloatTensor, **kwargs) -> CocaImageOutput:
-        """As [`CocaModel.get_image_features`]."""
+    @auto_docstring
+    def get_image_features(
+        self, pixel_values: torch.FloatTensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> CocaImageOutput:
         return self.model.get_image_features(pixel_values, **kwargs)
 
+    @auto_docstring
     def get_text_features(
-        self, input_ids: torch.LongTensor | None = None, attention_mask: torch.Tensor | None = None, **kwargs
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """As [`CocaModel.get_text_features`]."""
         return self.model.get_text_features(input_ids, attention_mask, **kwargs)
 
     @can_return_tuple
@@ -812,14 +799,19 @@ class CocaForConditionalGeneration(CocaPreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.lm_head = new_embeddings
 
-    def get_image_features(self, pixel_values: torch.FloatTensor, **kwargs) -> CocaImageOutput:
-        """As [`CocaModel.get_image_features`]."""
+    @auto_docstring
+    def get_image_features(
+        self, pixel_values: torch.FloatTensor, **kwargs: Unpack[TransformersKwargs]
+    ) -> CocaImageOutput:
         return self.model.get_image_features(pixel_values, **kwargs)
 
+    @auto_docstring
     def get_text_features(
-        self, input_ids: torch.LongTensor | None = None, attention_mask: torch.Tensor | None = None, **kwargs
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
-        """As [`CocaModel.get_text_features`]."""
         return self.model.get_text_features(input_ids, attention_mask, **kwargs)
 
     @can_return_tuple
@@ -983,9 +975,8 @@ class CocaPooledClassifier(CocaPreTrainedModel):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.vision_model = build_vision_model(config.vision_config)
-        eps = config.text_config.layer_norm_eps
-        self.pooler = CocaAttentionalPooler(config, 1, config.vision_config.hidden_size, eps)
-        self.pooler_norm = nn.LayerNorm(config.projection_dim, eps=eps)
+        self.pooler = CocaAttentionalPooler(config, 1, config.vision_config.hidden_size)
+        self.pooler_norm = nn.LayerNorm(config.projection_dim, eps=config.text_config.layer_norm_eps)
         self.classifier = nn.Linear(config.projection_dim, config.num_labels)
         self.post_init()
 
