@@ -41,6 +41,9 @@ def uses_num_items_in_batch(model: nn.Module, batch: dict[str, Any]) -> bool | N
     device = next(model.parameters()).device
     losses = []
     model.eval()
+    for module, mode in modes:
+        if type(module).__module__.startswith("bitsandbytes."):
+            module.training = mode  # in evaluation mode it packs its weights for the CPU, and cannot train afterwards
     try:
         with torch.no_grad(), torch.random.fork_rng([device] if device.type != "cpu" else [], device_type=device.type):
             for number in (1.0, 2.0):
