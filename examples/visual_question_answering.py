@@ -7,9 +7,13 @@ r"""Train a model to answer questions about images, and evaluate it beside what 
 Every kind of model: those that choose among known answers (ViLT), those that read the question and write the answer
 (BLIP, ALBEF), and, with `--prompt`, those that go on with a text (BLIP-2, Flamingo). From nothing, in minutes:
 
+    python examples/small_model.py --architecture vilt --pretrain_vision 400 --output_dir runs/small/vilt
+    python examples/visual_question_answering.py --model_name_or_path runs/small/vilt --output_dir runs/vqa \
+        --learning_rate 5e-4 --max_steps 1500
+
     python examples/small_model.py --architecture blip --pretrain_vision 500 --output_dir runs/small/blip
     python examples/visual_question_answering.py --model_name_or_path runs/small/blip --freeze vision \
-        --output_dir runs/vqa --learning_rate 1.5e-3 --max_steps 1600
+        --output_dir runs/vqa-written --learning_rate 1.5e-3 --max_steps 1600
 
 A published model on data of your own, with a LoRA, and afterwards on the Hub:
 
