@@ -94,11 +94,10 @@ def _attention(theirs: str, ours: str, is_of_one_width: bool = True) -> list[Rul
     ]
 
 
-def _text_layer(theirs: str, ours: str, attention: str = "self_attn") -> list[Rule]:
+def _layer(theirs: str, ours: str, attention: str) -> list[Rule]:
     return [
         *_attention(f"{theirs}.attn", f"{ours}.{attention}"),
         Rename(f"{theirs}.ln_1.{{*}}", f"{ours}.{attention}_norm.{{*}}"),
-        Rename(f"{theirs}.ln_1_kv.{{*}}", f"{ours}.image_norm.{{*}}"),
         Rename(f"{theirs}.ln_2.{{*}}", f"{ours}.mlp_norm.{{*}}"),
         Rename(f"{theirs}.mlp.c_fc.{{*}}", f"{ours}.mlp.fc1.{{*}}"),
         Rename(f"{theirs}.mlp.c_proj.{{*}}", f"{ours}.mlp.fc2.{{*}}"),
@@ -122,7 +121,6 @@ def key_map(config: CocaConfig) -> list[Rule]:
         "model.vision_model.encoder.layers.{}",
     )
     of_one_width = config.vision_config.hidden_size == config.projection_dim
-    reads_captions = config.pooler_type == "cascade"
     return [
         Reshape("logit_scale", "model.logit_scale", (1,), ()),
         Rename("visual.class_embedding", f"{vision}.embeddings.class_embedding"),
@@ -137,17 +135,18 @@ def key_map(config: CocaConfig) -> list[Rule]:
         Rename(f"{block}.mlp.c_fc.{{*}}", f"{layer}.mlp.fc1.{{*}}"),
         Rename(f"{block}.mlp.c_proj.{{*}}", f"{layer}.mlp.fc2.{{*}}"),
         *_pooler("visual.attn_pool", "model.caption_pooler", of_one_width),
-        *_pooler("visual.attn_pool_contrastive", "model.contrastive_pooler", of_one_width or reads_captions),
+        *_pooler("visual.attn_pool_contrastive", "model.contrastive_pooler", True),
         Rename("visual.ln_post.{*}", "model.vision_norm.{*}"),
         Transpose("visual.proj", "model.visual_projection.weight"),
         Rename("text.cls_emb", "model.text_model.class_embedding"),
         Rename("text.positional_embedding", "model.text_model.embed_positions.weight"),
         Rename("text.token_embedding.weight", "model.text_model.embed_tokens.weight"),
-        *_text_layer("text.transformer.resblocks.{}", "model.text_model.layers.{}"),
+        *_layer("text.transformer.resblocks.{}", "model.text_model.layers.{}", "self_attn"),
         Rename("text.ln_final.{*}", "model.text_model.norm.{*}"),
         Transpose("text.text_projection", "model.text_projection.weight"),
-        *_text_layer("text_decoder.resblocks.{}", "decoder.layers.{}"),
-        *_text_layer("text_decoder.cross_attn.{}", "decoder.image_layers.{}", "cross_attn"),
+        *_layer("text_decoder.resblocks.{}", "decoder.layers.{}", "self_attn"),
+        *_layer("text_decoder.cross_attn.{}", "decoder.image_layers.{}", "cross_attn"),
+        Rename("text_decoder.cross_attn.{}.ln_1_kv.{*}", "decoder.image_layers.{}.image_norm.{*}"),
         Rename("text_decoder.ln_final.{*}", "decoder.norm.{*}"),
         Transpose("text_decoder.text_projection", "lm_head.weight"),
     ]

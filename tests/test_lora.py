@@ -254,7 +254,11 @@ NATIVE: dict[str, tuple[str, Callable[[], PreTrainedConfig], Callable[[], dict[s
 def native(name: str) -> tuple[transformers.PreTrainedModel, dict[str, torch.Tensor]]:
     class_name, config, batch = NATIVE[name]
     transformers.set_seed(0)
-    return getattr(transformers, class_name)(config()), batch()
+    model = getattr(transformers, class_name)(config())
+    for key, parameter in model.named_parameters():
+        if key == "query_tokens":  # BLIP-2's start at zero, alike, and what is alike attends to nothing in particular
+            nn.init.normal_(parameter)
+    return model, batch()
 
 
 def objective(model: nn.Module, batch: dict) -> torch.Tensor:
