@@ -4,11 +4,13 @@
 # ///
 r"""Train a model to say whether a statement about two images is true (NLVR2), and evaluate it beside black images.
 
-Without a download, on a small model; it may go on from one that was trained on questions about single images:
+Without a download, on a small model that was trained on questions about single images before:
 
     python examples/small_model.py --architecture vilt --pretrain_vision 400 --output_dir runs/small/vilt
-    python examples/visual_reasoning.py --model_name_or_path runs/small/vilt --output_dir runs/reasoning \
-        --learning_rate 5e-4 --max_steps 2000
+    python examples/visual_question_answering.py --model_name_or_path runs/small/vilt --output_dir runs/vqa \
+        --learning_rate 5e-4 --max_steps 1500
+    python examples/visual_reasoning.py --model_name_or_path runs/vqa --output_dir runs/reasoning \
+        --learning_rate 5e-4 --max_steps 400
 
 A published model on data of your own, with a LoRA, and afterwards on the Hub:
 
