@@ -189,6 +189,8 @@ def test_losses_are_those_of_the_paper(writer):
     torch.testing.assert_close(found.loss_caption, caption)
     torch.testing.assert_close(found.loss_contrastive, contrast)
     torch.testing.assert_close(found.loss, contrast + 2 * caption)
+    moved = nn.functional.pad(batch.pop("labels")[:, 1:], (0, 1), value=-100)
+    torch.testing.assert_close(writer(**batch, shift_labels=moved).loss, found.loss)
 
 
 def test_no_caption_to_learn(writer):

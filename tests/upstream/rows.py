@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from tiny import VISION_TOWER
 from tiny.blip import ROW as TINY_BLIP
+from tiny.coca import ROW as TINY_COCA
 from tiny.flamingo import END_OF_CHUNK, IMAGE
 
 
@@ -189,6 +190,34 @@ CLIP = Row(
 )
 
 
+# CoCa --------------------------------------------------------------------------------------------------------------
+
+COCA_TOWERS = "hidden states and attentions lie in the outputs of image encoder and text, as in CLIP"
+
+COCA_PATCHES = "the classifiers embed patches, not words"
+
+COCA = Row(
+    # Upstream's tolerances are for states about as large as those of a model that is drawn by the defaults
+    settings={
+        "text_config": {**TINY_COCA.settings["text_config"], "initializer_range": 0.02},
+        "initializer_range": 0.02,
+    },
+    skips={
+        "test_attention_outputs": COCA_TOWERS,
+        "test_hidden_states_output": COCA_TOWERS,
+        "test_retain_grad_hidden_states_attentions": COCA_TOWERS,
+        "test_get_text_features_attentions": "only the first half of the decoder reads a text alone",
+        "test_get_text_features_hidden_states": "only the first half of the decoder reads a text alone",
+        "test_can_capture_specific_layers_hidden_states": "each half of the decoder counts its own layers",
+        "test_get_image_features_pooler_output": "what `generate` expands are the caption tokens that it made before",
+        "test_model_get_set_embeddings": COCA_PATCHES,
+        "test_resize_tokens_embeddings": COCA_PATCHES,
+        "test_problem_types": "upstream asks for one class, and the table has labels of two",
+        "test_training_overfit": "upstream trains on text alone, and a text is written about an image",
+    },
+)
+
+
 # SCAN --------------------------------------------------------------------------------------------------------------
 
 SCAN = Row(
@@ -244,6 +273,7 @@ ROWS: dict[str, Row] = {
     "blip": BLIP,
     "blip_2": BLIP_2,
     "clip": CLIP,
+    "coca": COCA,
     "flamingo": FLAMINGO,
     "flip": FLIP,
     "scan": SCAN,

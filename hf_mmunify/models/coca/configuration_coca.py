@@ -68,6 +68,11 @@ class CocaTextConfig(PreTrainedConfig):
             self.num_multimodal_attention_heads = self.num_attention_heads
         super().__post_init__(**kwargs)
 
+    @property
+    def num_multimodal_layers(self) -> int:
+        """Layers of the second half."""
+        return self.num_hidden_layers - self.num_unimodal_layers
+
     def validate_architecture(self):
         """Part of `@strict` validation: the widths must divide, and both halves be there."""
         for name in ("num_attention_heads", "num_multimodal_attention_heads"):

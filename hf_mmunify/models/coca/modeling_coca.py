@@ -389,7 +389,7 @@ class CocaTextModel(CocaPreTrainedModel):
     main_input_name = "input_ids"
     input_modalities = ("text",)
     _can_record_outputs = {
-        "hidden_states": CocaTextLayer,
+        "hidden_states": OutputRecorder(CocaTextLayer, num_hidden_layers_key="num_unimodal_layers"),
         "attentions": OutputRecorder(CocaAttention, index=1, layer_name="self_attn"),
     }
 
@@ -518,7 +518,7 @@ class CocaDecoder(CocaPreTrainedModel):
     main_input_name = "inputs_embeds"
     input_modalities = ("text",)
     _can_record_outputs = {
-        "hidden_states": CocaImageLayer,
+        "hidden_states": OutputRecorder(CocaImageLayer, num_hidden_layers_key="num_multimodal_layers"),
         "attentions": OutputRecorder(CocaAttention, index=1, layer_name="self_attn"),
         "cross_attentions": OutputRecorder(CocaAttention, index=1, layer_name="cross_attn"),
     }
@@ -528,7 +528,7 @@ class CocaDecoder(CocaPreTrainedModel):
         first = config.num_unimodal_layers
         self.layers = nn.ModuleList([CocaTextLayer(config, index) for index in range(first, config.num_hidden_layers)])
         self.image_layers = nn.ModuleList(
-            [CocaImageLayer(config, index) for index in range(config.num_hidden_layers - first)]
+            [CocaImageLayer(config, index) for index in range(config.num_multimodal_layers)]
         )
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
@@ -818,8 +818,8 @@ class CocaForConditionalGeneration(CocaPreTrainedModel, GenerationMixin):
     @auto_docstring
     def forward(
         self,
-        pixel_values: torch.FloatTensor | None = None,
         input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
@@ -842,7 +842,12 @@ class CocaForConditionalGeneration(CocaPreTrainedModel, GenerationMixin):
             follows. With them both losses are computed.
         image_ids (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
             Which image each pair shows: equal numbers, on whatever process, are no negatives of each other.
+        shift_labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            The word that follows each, in the place of `labels`: those of a text that is split over several processes
+            are moved before it is. -100 where there is nothing to learn.
         """
+        # Not in the signature: Trainer evaluates no loss unless every argument with "label" in its name is given
+        targets = kwargs.pop("shift_labels", None)
         text_config = self.config.text_config
         is_cached = past_key_values is not None and past_key_values.get_seq_length() > 0
         feature = None
@@ -851,7 +856,7 @@ class CocaForConditionalGeneration(CocaPreTrainedModel, GenerationMixin):
             feature, caption_tokens = vision.pooler_output, vision.caption_tokens
         if caption_tokens is None and not is_cached:
             raise ValueError("a caption needs its image: expected pixel_values or caption_tokens, got neither.")
-        if labels is not None and feature is None:
+        if (labels is not None or targets is not None) and feature is None:
             raise ValueError("the contrastive loss needs the images themselves: pass pixel_values with labels.")
         words = self.model.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds  # [B, T, D]
         if caption_tokens is not None and len(caption_tokens) != len(words):
@@ -859,11 +864,15 @@ class CocaForConditionalGeneration(CocaPreTrainedModel, GenerationMixin):
                 f"expected an image for each text, got {len(caption_tokens)} images and {len(words)} texts: repeat "
                 "the images of which there are several texts."
             )
-        if labels is not None and labels.shape != words.shape[:2]:
-            raise ValueError(
-                f"labels have one token for each of the text: expected shape {tuple(words.shape[:2])}, got "
-                f"{tuple(labels.shape)}; the model itself compares each with the word that follows."
-            )
+        if targets is None and labels is not None:
+            if labels.shape != words.shape[:2]:
+                raise ValueError(
+                    f"labels have one token for each of the text: expected shape {tuple(words.shape[:2])}, got "
+                    f"{tuple(labels.shape)}; the model itself compares each with the word that follows."
+                )
+            targets = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)  # moved, as logits are much larger
+            if attention_mask is not None:  # behind padding on the left there is no word that the first one follows
+                targets = targets.masked_fill(attention_mask == 0, -100)
         if use_cache and not isinstance(past_key_values, EncoderDecoderCache):
             past = DynamicCache(config=text_config) if past_key_values is None else past_key_values
             past_key_values = EncoderDecoderCache(past, DynamicCache(config=text_config))
@@ -880,7 +889,7 @@ class CocaForConditionalGeneration(CocaPreTrainedModel, GenerationMixin):
             attention_mask=attention_mask,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
-            with_class_token=labels is not None,
+            with_class_token=targets is not None,
             past_key_values=past_key_values,
             return_dict=True,
             **kwargs,
@@ -895,13 +904,10 @@ class CocaForConditionalGeneration(CocaPreTrainedModel, GenerationMixin):
         )
         logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))  # [B, T, V]
         losses = {}
-        if labels is not None:
+        if targets is not None:
             contrast, _, images, texts = self.model.compare(
                 feature, self.model.text_projection(text.pooler_output), image_ids
             )
-            targets = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)  # moved, as logits are much larger
-            if attention_mask is not None:  # behind padding on the left there is no word that the first one follows
-                targets = targets.masked_fill(attention_mask == 0, -100)
             caption = masked_language_modeling_loss(logits, targets)
             losses = {
                 "loss": self.config.contrastive_loss_weight * contrast + self.config.caption_loss_weight * caption,
@@ -959,6 +965,7 @@ class CocaPooledClassifier(CocaPreTrainedModel):
 
     main_input_name = "pixel_values"
     input_modalities = ("image",)
+    loss_type = "ForImageClassification"
     _keys_to_ignore_on_load_unexpected = [
         r"caption_pooler\.",
         r"contrastive_pooler\.",
@@ -980,6 +987,9 @@ class CocaPooledClassifier(CocaPreTrainedModel):
         self.classifier = nn.Linear(config.projection_dim, config.num_labels)
         self.post_init()
 
+    def get_input_embeddings(self) -> nn.Module:
+        return self.vision_model.get_input_embeddings()
+
     def freeze_vision(self) -> None:
         """Leave the image encoder as it is: only pooler and classifier are trained (frozen-encoder evaluation)."""
         self.vision_model.requires_grad_(False)
@@ -991,7 +1001,7 @@ class CocaPooledClassifier(CocaPreTrainedModel):
         hidden_states: tuple[torch.Tensor, ...] | None,
         attentions: tuple[torch.Tensor, ...] | None,
     ) -> ImageClassifierOutput:
-        """Class scores of tokens `[B, N, D_v]`, and the cross entropy with `labels`.
+        """Class scores of tokens `[B, N, D_v]`, and the loss that `config.problem_type` asks for, if there are labels.
 
         Raises:
             ValueError: when a label is no class.
@@ -999,13 +1009,14 @@ class CocaPooledClassifier(CocaPreTrainedModel):
         logits = self.classifier(self.pooler_norm(self.pooler(states)[:, 0]))  # [B, C]
         loss = None
         if labels is not None:
+            is_class = self.num_labels > 1 and not labels.is_floating_point()
             wrong = (labels < 0) | (labels >= self.num_labels)
-            if not torch.compiler.is_compiling() and wrong.any():
+            if is_class and not torch.compiler.is_compiling() and wrong.any():
                 raise ValueError(
                     f"labels are classes from 0 to {self.num_labels - 1} (num_labels={self.num_labels}), got "
                     f"{int(labels.min())} to {int(labels.max())}."
                 )
-            loss = nn.functional.cross_entropy(logits.float(), labels)
+            loss = self.loss_function(labels, logits, self.config)
         return ImageClassifierOutput(loss=loss, logits=logits, hidden_states=hidden_states, attentions=attentions)
 
 
@@ -1021,7 +1032,7 @@ class CocaForImageClassification(CocaPooledClassifier):
     ) -> ImageClassifierOutput:
         r"""
         labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            The classes.
+            The classes. Of another shape or kind where `config.problem_type` says so.
         """
         require_images(pixel_values)
         vision = self.vision_model(pixel_values, return_dict=True, **kwargs)
@@ -1046,7 +1057,7 @@ class CocaForVideoClassification(CocaPooledClassifier):
         pixel_values (`torch.FloatTensor` of shape `(batch_size, num_frames, 3, height, width)`):
             The videos.
         labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            The classes.
+            The classes. Of another shape or kind where `config.problem_type` says so.
         """
         require_images(pixel_values, "batch, frames, 3, height, width")
         vision = self.vision_model(pixel_values.flatten(0, 1), return_dict=True, **kwargs)
