@@ -3,8 +3,8 @@
     OPEN_CLIP=path/to/open_clip python benchmarks/coca.py [--rounds 5] [--pairs 4] [--threads 1] [--output out.json]
 
 `OPEN_CLIP` is a checkout of mlfoundations/open_clip; without it there is nothing to compare with, and the program says
-so; torchvision and timm need not be there (`side_by_side.open_clip`). A ViT of 6 layers over 224 pixels, a text decoder
-of 3 layers without the image and 3 with it, all of width 384, 256 queries, the vocabulary of CLIP. Times are processor
+so; torchvision and timm need not be there (`side_by_side.open_clip`). A ViT of 6 layers over 224 pixels, a decoder of
+3 layers without the image and 3 with it, all of width 384, 256 queries, the vocabulary of CLIP. Times are processor
 seconds; AdamW's step is part of a training step.
 
 open_clip pads every text to 76 tokens, here a batch is as long as its longest text: the tasks with short captions give
