@@ -247,6 +247,23 @@ def test_negatives_show_other_images():
         assert (weights > 0).int().tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [1, 1, 0, 1], [1, 1, 1, 0]]
 
 
+def test_retrieval_learns_its_batch_by_heart():
+    """In evaluation mode the negatives are the hardest of the batch: they too are told apart after a while."""
+    model = ROW.model("AutoModelForImageTextRetrieval")
+    batch = ROW.training_batch("AutoModelForImageTextRetrieval")
+    with torch.no_grad():
+        before = model(**batch).loss
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    model.train()
+    for _ in range(40):
+        optimizer.zero_grad()
+        model(**batch).loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        after = model.eval()(**batch).loss
+    assert after < 0.5 * before
+
+
 def test_encoder_and_decoder_share_all_but_self_attention():
     model = ROW.model("AutoModelForPreTraining")
     assert isinstance(model, BlipForPreTraining)
