@@ -128,8 +128,8 @@ ROW = Tiny(
             for name in CONTRASTED
         },
         "lora_trains_saves_and_loads[AutoModelForPreTraining]": "encoder and decoder share weights, each with a LoRA",
-        "trainer_trains_evaluates_and_saves[AutoModelForImageTextRetrieval]": "the hardest negatives, which its loss is "
-        "of, are others after each of two large steps: tests/models/test_blip.py lets it learn with small ones",
+        "trainer_trains_evaluates_and_saves[AutoModelForImageTextRetrieval]": "its loss is of the hardest negatives, "
+        "which are others after each of two large steps: tests/models/test_blip.py lets it learn with small ones",
         "4_bit_loads_answers_and_trains_a_lora[AutoModelForPreTraining]": "weights that encoder and decoder share are "
         "packed once for each",
     },
