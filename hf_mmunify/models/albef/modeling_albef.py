@@ -1133,6 +1133,18 @@ class AlbefForQuestionAnswering(AlbefDistilledModel):
             Weight of the momentum copy's prediction in the loss; defaults to `config.alpha`.
         interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
             Whether images may have another size than the vision tower was made for.
+
+        Example:
+
+        ```python
+        >>> import hf_mmunify
+        >>> from transformers import AutoModelForVisualQuestionAnswering, AutoProcessor
+
+        >>> model = AutoModelForVisualQuestionAnswering.from_pretrained("albef-vqa")
+        >>> processor = AutoProcessor.from_pretrained("albef-vqa")
+        >>> inputs = processor(images=image, text="how many cats are there?", return_tensors="pt")
+        >>> answer = processor.batch_decode(model.generate(**inputs), skip_special_tokens=True)
+        ```
         """
         question = (pixel_values, input_ids, attention_mask, interpolate_pos_encoding)
         outputs = self.read_question(*question, **kwargs)

@@ -920,6 +920,18 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, transformers.BlipForQuestion
 
         Raises:
             ValueError: the answers do not belong to the questions, or a label is no token.
+
+        Example:
+
+        ```python
+        >>> import hf_mmunify
+        >>> from transformers import AutoModelForVisualQuestionAnswering, AutoProcessor
+
+        >>> model = AutoModelForVisualQuestionAnswering.from_pretrained("Salesforce/blip-vqa-base")
+        >>> processor = AutoProcessor.from_pretrained("Salesforce/blip-vqa-base")
+        >>> inputs = processor(images=image, text="how many cats are there?", return_tensors="pt")
+        >>> answer = processor.batch_decode(model.generate(**inputs), skip_special_tokens=True)
+        ```
         """
         words = self.config.text_config.vocab_size
         is_checked = labels is not None and not torch.compiler.is_compiling()

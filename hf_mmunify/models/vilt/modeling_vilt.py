@@ -847,6 +847,18 @@ class ViltForQuestionAnswering(ViltPreTrainedModel, transformers.ViltForQuestion
 
         Raises:
             ValueError: when `labels` are no scores of all answers.
+
+        Example:
+
+        ```python
+        >>> import hf_mmunify
+        >>> from transformers import AutoModelForVisualQuestionAnswering, AutoProcessor
+
+        >>> model = AutoModelForVisualQuestionAnswering.from_pretrained("dandelin/vilt-b32-finetuned-vqa")
+        >>> processor = AutoProcessor.from_pretrained("dandelin/vilt-b32-finetuned-vqa")
+        >>> inputs = processor(images=image, text="how many cats are there?", return_tensors="pt")
+        >>> answer = model.config.id2label[model(**inputs).logits.argmax(-1).item()]
+        ```
         """
         outputs = self.vilt(
             input_ids,
