@@ -12,6 +12,11 @@ From nothing, in minutes:
     python examples/image_text_retrieval.py --model_name_or_path runs/small/coca --freeze vision_model \
         --output_dir runs/retrieval --learning_rate 1e-3 --max_steps 400 --max_eval_rows 100
 
+Or a LoRA, which leaves the weights of that model as they are:
+
+    python examples/image_text_retrieval.py --model_name_or_path runs/small/coca --lora \
+        --output_dir runs/retrieval-lora --learning_rate 2e-3 --max_steps 400 --max_eval_rows 100
+
 A published model on data of your own, with a LoRA and 4,096 pairs a batch:
 
     python examples/image_text_retrieval.py --model_name_or_path openai/clip-vit-base-patch32 --lora \

@@ -10,6 +10,13 @@ Evaluated beside black images, which show what the hypotheses alone are worth. F
     python examples/visual_entailment.py --model_name_or_path runs/small/vilt --output_dir runs/entailment \
         --learning_rate 5e-4 --max_steps 800
 
+A model that has learned to answer questions (`visual_question_answering.py`) learns more; all of it, or a LoRA:
+
+    python examples/visual_entailment.py --model_name_or_path runs/vqa --output_dir runs/entailment-all \
+        --learning_rate 5e-4 --max_steps 800
+    python examples/visual_entailment.py --model_name_or_path runs/vqa --lora --output_dir runs/entailment-lora \
+        --learning_rate 1e-3 --max_steps 800
+
 A published model on data of your own, with a LoRA, and afterwards on the Hub:
 
     python examples/visual_entailment.py --model_name_or_path dandelin/vilt-b32-mlm --lora \

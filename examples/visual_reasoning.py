@@ -12,6 +12,11 @@ Without a download, on a small model that was trained on questions about single 
     python examples/visual_reasoning.py --model_name_or_path runs/vqa --output_dir runs/reasoning \
         --learning_rate 5e-4 --max_steps 400
 
+Or a LoRA, which leaves the weights of that model as they are:
+
+    python examples/visual_reasoning.py --model_name_or_path runs/vqa --lora --output_dir runs/reasoning-lora \
+        --learning_rate 3e-3 --max_steps 400
+
 A published model on data of your own, with a LoRA, and afterwards on the Hub:
 
     python examples/visual_reasoning.py --model_name_or_path dandelin/vilt-b32-finetuned-nlvr2 --lora \
