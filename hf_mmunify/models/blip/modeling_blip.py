@@ -61,7 +61,7 @@ from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder
 
-from ...layers import FeatureQueue, MomentumMixin
+from ...layers import FeatureQueue, MomentumMixin, eager_attention_forward
 from ...losses import (
     causal_language_modeling_loss,
     contrastive_loss,
@@ -225,25 +225,6 @@ class BlipForPreTrainingOutput(ModelOutput):
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
     cross_attentions: tuple[torch.FloatTensor, ...] | None = None
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention as written in the paper; `[B, H, T, D]` in, `[B, T, H, D]` and the weights out."""
-    scores = (query @ key.transpose(2, 3)) * scaling  # [B, H, T, N]
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
 class BlipAttention(nn.Module):
