@@ -18,6 +18,7 @@ tokenizer states. A processor is what `AutoProcessor` loads, or a pair of an ima
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -69,7 +70,7 @@ def _class_ids(values: Sequence[Any], names: Sequence[str] | None) -> torch.Tens
 
 
 @dataclass
-class TaskCollator:
+class TaskCollator(ABC):
     """What the collators of all tasks share.
 
     Args:
@@ -159,9 +160,9 @@ class TaskCollator:
         prompts = self.tokenizer.batch_decode(batch.get("input_ids", written[:, :0]), skip_special_tokens=True)
         return [text.strip().removeprefix(prompt.strip()).strip() for text, prompt in zip(texts, prompts)]
 
+    @abstractmethod
     def inputs(self, rows: Sequence[Row]) -> Batch:
         """What a model looks at to answer: the batch without labels."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what a model looks at.")
 
 
 @dataclass
