@@ -1,6 +1,7 @@
 """Collating documents: which token looks at which image, what is learned, and that no cut parts text from images."""
 
 import copy
+import io
 from itertools import pairwise
 
 import digit_parts
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from hf_mmunify.data import DigitScenes, InterleavedCollator, load_digit_scenes
+from hf_mmunify.training import ImageAugmentation
 
 
 IMAGE, END = "<image>", "<|endofchunk|>"
@@ -159,6 +161,24 @@ def test_a_window_of_a_long_document_keeps_tokens_and_images_together(processor)
             else:
                 assert (index[int(is_image.nonzero()[-1]) + 1 :] == 0).all()
     assert len(starts) > 3  # the windows differ
+
+
+def test_a_window_begins_with_bos_as_prompts_do():
+    collator = InterleavedCollator(digit_parts.processor(bos=True), max_length=4, next_image_probability=0.0)
+    row = {"text": f"one two {IMAGE} three four five", "images": [picture()]}
+    windows = set()
+    for epoch in range(40):
+        collator.set_epoch(epoch)
+        batch = collator([row])
+        windows.add((read(collator.processor, batch), *batch["media_index"][0].tolist()))
+    assert windows == {
+        (f"<s> one two {END}", 0, 0, 0, 0),
+        (f"<s> two {END} {IMAGE}", 0, 0, 0, 1),
+        (f"<s> {END} {IMAGE} three", 0, 0, 1, 1),
+        (f"<s> {IMAGE} three four", 0, 1, 1, 1),
+        ("<s> three four five", 0, 0, 0, 0),
+        (f"<s> four five {END}", 0, 0, 0, 0),
+    }
 
 
 def test_a_long_pair_keeps_its_image(processor):
@@ -335,11 +355,112 @@ def test_a_transform_sees_all_frames_at_once(processor):
     assert brightness(processor, still["pixel_values"]) + brightness(processor, moving["pixel_values"]) == [7] * 5
 
 
+def encoded(image: PILImage.Image, kind: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def images_of_all_forms() -> dict[str, object]:
+    """The same dark grey, one of the web's palette, in every form that a dataset may keep it in."""
+    grey = picture(51)
+    return {
+        **{mode: grey.convert(mode) for mode in ("L", "P", "RGBA", "CMYK")},
+        "16 bits": PILImage.fromarray(np.full((24, 24), 51 * 257, np.uint16)),
+        "one channel": np.full((24, 24, 1), 51, np.uint8),
+        "channels first": np.full((3, 24, 24), 51, np.uint8),
+        "floats": np.full((24, 24, 3), 51 / 255, np.float32),
+        "tensor": torch.full((3, 24, 24), 51, dtype=torch.uint8),
+        "bytes": encoded(grey),
+        "not decoded": {"bytes": encoded(grey), "path": None},
+    }
+
+
+@pytest.mark.parametrize("settings", [{}, {"transform": ImageAugmentation(0.5, 0, 0, 0, 0)}, {"min_image_side": 8}])
+def test_images_of_all_forms(processor, settings, tmp_path):
+    (tmp_path / "grey.png").write_bytes(encoded(picture(51)))
+    forms = {**images_of_all_forms(), "path": tmp_path / "grey.png", "name": str(tmp_path / "grey.png")}
+    collator = InterleavedCollator(processor, max_images=99, **settings)
+    batch = collator([{"text": f"{IMAGE}one" * len(forms), "images": list(forms.values())}])
+    assert dict(zip(forms, brightness(processor, batch["pixel_values"]))) == dict.fromkeys(forms, 51)
+    moving = collator([{"video": list(images_of_all_forms().values()), "text": "one"}])
+    assert brightness(processor, moving["pixel_values"]) == [51] * 8
+
+
+def test_rows_that_hold_nothing_teach_nothing(processor):
+    """Empty texts are common; a batch of nothing else is one that a model still reads, with a loss of zero."""
+    batch = InterleavedCollator(processor)([{"text": " "}])
+    assert read(processor, batch) == "<pad>"
+    model = digit_parts.flamingo()
+    loss = model(**batch).loss
+    loss.backward()
+    assert float(loss.detach()) == 0.0
+    assert float(model.model.adapter.resampler.latents.grad.abs().sum()) == 0.0
+    # a pair without its text: to stop at once is nothing that its image says
+    for caption in ("", " \n", END):
+        assert (InterleavedCollator(processor)([{"image": picture(), "text": caption}])["labels"] == -100).all()
+    packed = InterleavedCollator(processor, packing=True)([{"text": ""}, {"text": "one two"}])
+    labels = packed["labels"][0]
+    assert processor.tokenizer.convert_ids_to_tokens(labels[labels >= 0]) == ["two", END]
+
+
+def animated() -> PILImage.Image:
+    return PILImage.open(io.BytesIO(encoded(picture(1), "GIF", save_all=True, append_images=[picture(99)])))
+
+
+def truncated() -> PILImage.Image:
+    noise = PILImage.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+    data = encoded(noise, "JPEG")
+    return PILImage.open(io.BytesIO(data[: len(data) // 2]))
+
+
+@pytest.mark.parametrize("settings", [{}, {"transform": ImageAugmentation()}, {"min_image_side": 0}])
+@pytest.mark.parametrize(
+    "image, message",
+    [
+        (truncated, "cannot be read: image file is truncated"),
+        (animated, r"animated \(2 frames\)"),
+        (lambda: np.zeros((0, 9, 3), np.uint8), r"has shape \(0, 9, 3\)"),
+        (lambda: np.full((9, 9, 3), np.nan), "has pixels from nan to nan"),
+        (lambda: "no/such/file.jpg", "An image cannot be fetched: .*no/such/file.jpg"),
+    ],
+)
+def test_an_image_that_cannot_be_used_is_named_by_its_row(processor, image, message, settings):
+    collator = InterleavedCollator(processor, **settings)
+    for form in ({"image": image(), "text": "one"}, {"video": [picture(), image()], "text": "one"}):
+        with pytest.raises(ValueError, match=f"^Row 1 of the batch: .*{message}"):
+            collator([{"text": "fine"}, form])
+
+
+def test_images_and_videos_are_batches_apart(processor):
+    rows = [{"text": "fine"}, {"image": picture(), "text": "one"}, {"video": [picture()] * 3, "text": "two"}]
+    for packing in (False, True):
+        with pytest.raises(ValueError, match="but row 1 has 1 and row 2 has 8: take num_frames of each video"):
+            InterleavedCollator(processor, packing=packing)(rows)
+    with pytest.raises(ValueError, match="but row 0 has 3 and row 1 has 2"):
+        InterleavedCollator(processor, num_frames=None)([rows[2], {"video": [picture()] * 2, "text": "two"}])
+    alike = InterleavedCollator(processor, num_frames=1)(rows)
+    assert alike["pixel_values"].shape == (3, 1, 1, 3, 24, 24)
+
+
+def test_a_column_that_holds_none_is_as_good_as_none(processor):
+    row = {"image": picture(), "text": None, "caption": "one", "images": None, "video": None, "texts": None}
+    assert read(processor, InterleavedCollator(processor)([row])) == f"{IMAGE} one {END} </s>"
+
+
 @pytest.mark.parametrize(
     "row, message",
     [
         ({"images": [picture()], "text": "no place"}, r"Row 1 of the batch: The text has 0 <image> token\(s\), but 1"),
         ({"image": picture()}, "needs a `text` or `caption`"),
+        ({"image": picture(), "caption": []}, r"Row 1 of the batch: A caption is a text, or a list .* got \[\]"),
+        ({"image": picture(), "caption": ["a", None]}, r"Row 1 of the batch: A caption is .* got \['a', None\]"),
+        ({"image": picture(), "text": float("nan")}, "Row 1 of the batch: A caption is a text, .* got nan"),
+        ({"image": picture(), "text": f"red {IMAGE}"}, f"Row 1 of the batch: .* it has a {IMAGE}: 'red {IMAGE}'"),
+        ({"image": PILImage.new("RGB", (0, 9)), "text": "a"}, "Row 1 of the batch: An image is empty: 0 x 9 pixels"),
+        ({"video": [], "text": "red"}, "Row 1 of the batch: A video has no frames"),
+        ({"images": [picture(), None], "texts": [None, None]}, "Row 1 of the batch: Expected an image .* NoneType"),
+        ({"images": picture(), "text": IMAGE}, "Row 1 of the batch: 'Image' object is not iterable"),
         ({"pixels": 3}, r"Rename the columns"),
         ({"texts": ["a"], "images": []}, "take turns and are equally long; got 1 and 0"),
         ({"text_list": ["a", "b"], "images": [picture()]}, "names, for each of the `images`"),
@@ -356,6 +477,12 @@ def test_settings_that_do_not_fit(processor):
         InterleavedCollator(processor, end_of_chunk_token="<eoc>")
     with pytest.raises(ValueError, match="speak to the model through media_index"):
         InterleavedCollator(processor, return_media_index=False)
+    unpadded = digit_parts.processor()
+    unpadded.tokenizer.pad_token = None
+    with pytest.raises(ValueError, match="has no padding token"):
+        InterleavedCollator(unpadded)
+    with pytest.raises(ValueError, match="The batch has no rows"):
+        InterleavedCollator(processor)([])
     plain = InterleavedCollator(processor, return_media_index=False, next_image_probability=0.0)
     assert "media_index" not in plain([DOG_AND_CAT])
     bare = InterleavedCollator(processor, end_of_chunk_token=None)

@@ -15,6 +15,7 @@ Paper: Flamingo: a Visual Language Model for Few-Shot Learning (Alayrac et al., 
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,8 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers.image_utils import load_image
+
+from .pictures import as_frames, as_picture
 
 
 @dataclass
@@ -53,13 +56,28 @@ class _Tokens:
 
 
 def _is_video(media: Any) -> bool:
-    return isinstance(media, list | tuple) or (isinstance(media, np.ndarray) and media.ndim == 4)
+    return isinstance(media, list | tuple) or (isinstance(media, np.ndarray | torch.Tensor) and media.ndim == 4)
+
+
+def _picture(image: Any) -> Image.Image:
+    """An upright RGB picture of what `as_picture` knows, or of an address.
+
+    Raises:
+        ValueError: it cannot be fetched or read, or is no image.
+    """
+    if isinstance(image, str) and not os.path.isfile(image):
+        try:
+            image = load_image(image)
+        except Exception as error:  # each way to fetch a file raises its own
+            raise ValueError(f"An image cannot be fetched: {error}") from error
+    return as_picture(image)
 
 
 class InterleavedCollator:
     """Rows of interleaved documents, image-text pairs and video-text pairs -> the batch that a model trains on.
 
-    The rows of a batch may be of different forms; each is recognised by its columns:
+    The rows of a batch may be of different forms, as long as their images and videos have equally many frames (videos
+    and images are datasets apart, in a `MixtureDataset`); each is recognised by its columns:
 
     | columns | what it is |
     |---|---|
@@ -67,8 +85,11 @@ class InterleavedCollator:
     | `images`, `texts` | a document as two lists of equal length, `None` where the other has something (OBELICS) |
     | `images`, `text_list`, `matched_text_index` | sentences, and for each image the sentence it precedes (MMC4) |
     | `image`, `text` or `caption` | a pair; of a list of captions one is drawn |
-    | `video`, `text` or `caption` | a video, as a list or array of frames, and its caption |
+    | `video`, `text` or `caption` | a video, as a list or array of frames, or the path of its file; and its caption |
     | `text` | text alone |
+
+    Images are of any form that `hf_mmunify.data.pictures` knows (PIL, arrays, paths, encoded bytes), or addresses. A
+    column that holds `None` is as good as none.
 
     Pairs become `<bos><image>text<|endofchunk|><eos>`, documents `<bos>text<|endofchunk|><image>text<|endofchunk|>`.
 
@@ -79,7 +100,8 @@ class InterleavedCollator:
         max_images (`int`, defaults to 5):
             Images of a document; of more only the first are kept, and text that belongs to others sees none.
         max_length (`int`, defaults to 256):
-            Tokens of a row. Of a longer document a random window is taken, of a longer pair the beginning.
+            Tokens of a row. Of a longer document a random window is taken, after its BOS; of a longer pair the
+            beginning.
         next_image_probability (`float`, defaults to 0.5):
             Share of the documents whose text looks at the image after it instead of the one before it (p_next).
         leading_space_probability (`float`, defaults to 0.5):
@@ -95,7 +117,7 @@ class InterleavedCollator:
             Whether text that sees no image is learned too, as in the paper. OpenFlamingo learns none of it.
         min_image_side (`int`, *optional*), max_aspect_ratio (`float`, *optional*):
             Leave out images with a shorter side, or whose sides have a greater ratio (the paper: 64 and 3). From a
-            pair without its image nothing is learned.
+            pair without its image nothing is learned, nor from one without its text.
         num_frames (`int`, *optional*, defaults to 8):
             Frames taken of each video, evenly spaced; `None` takes all, and all videos of a batch must have as many.
         packing (`bool`, defaults to `False`):
@@ -103,8 +125,8 @@ class InterleavedCollator:
             document sees its own images only; its own text only in training (without a cache) and in language models
             whose masks follow `position_ids`: Llama, GPT-2, GPT-NeoX and most others, not OPT, MPT and BLOOM.
         transform (`Callable`, *optional*):
-            Called with the frames of an image or video (one image: a list of one) and a `numpy` generator, returns
-            frames: where augmentation goes (`hf_mmunify.training.ImageAugmentation`).
+            Called with the frames of an image or video (one image: a list of one), as RGB pictures of PIL, and a
+            `numpy` generator, returns frames: where augmentation goes (`hf_mmunify.training.ImageAugmentation`).
         return_media_index (`bool`, defaults to `True`):
             Whether the batch has `media_index`. Models that count `<image>` tokens themselves do without; then
             `next_image_probability` must be 0 and `packing` off.
@@ -120,7 +142,8 @@ class InterleavedCollator:
         document, which nothing precedes.
 
     Raises:
-        ValueError: a row has unknown columns, or its images do not fit its text; the message says which row.
+        ValueError: a row has unknown columns, its images do not fit its text, or one of them cannot be read (it is
+            truncated, animated, empty ...); the message says which row.
     """
 
     def __init__(
@@ -153,6 +176,8 @@ class InterleavedCollator:
                     f"The tokenizer has no token {token!r}: add it with `add_special_tokens`, or name the token that "
                     "the model has for it (`end_of_chunk_token=None` for none)."
                 )
+        if self.tokenizer.pad_token_id is None:
+            raise ValueError("The tokenizer has no padding token: set `tokenizer.pad_token`, for example to its eos.")
         if not return_media_index and (packing or next_image_probability > 0):
             raise ValueError(
                 "Packing and next_image_probability speak to the model through media_index: with "
@@ -195,12 +220,18 @@ class InterleavedCollator:
             ValueError: when its columns are not in the table, or its images do not fit its text.
         """
         token = self.image_token
-        caption = row.get("text", row.get("caption"))
+        caption = row["text"] if row.get("text") is not None else row.get("caption")
         if row.get("image") is not None or row.get("video") is not None:
             if caption is None:
                 raise ValueError(f"A pair needs a `text` or `caption` beside its image; got {sorted(row)}.")
-            media = row["image"] if row.get("image") is not None else list(row["video"])
-            return InterleavedDocument(f"{token}{self._one_caption(caption)}", [media], is_pair=True)
+            media = row["image"] if row.get("image") is not None else self._video(row["video"])
+            text = self._one_caption(caption)
+            if token in text:
+                raise ValueError(
+                    f"The caption of a pair is text alone, as its image comes first, but here it has a {token}: "
+                    f"{text[:80]!r}. Take the {token} out, or write the row as `images` and `text`."
+                )
+            return InterleavedDocument(f"{token}{text}", [media], is_pair=True)
         images = list(row.get("images") if row.get("images") is not None else [])
         if row.get("text_list") is not None:
             text = self._place_images(row["text_list"], row, len(images))
@@ -225,9 +256,19 @@ class InterleavedCollator:
             )
         return InterleavedDocument(text, images)
 
+    def _video(self, video: Any) -> list:
+        """The frames of a video, or of the file whose path it is."""
+        frames = as_frames(video) if isinstance(video, str | os.PathLike) else list(video)
+        if not frames:
+            raise ValueError("A video has no frames: leave its row out.")
+        return frames
+
     def _one_caption(self, caption: str | Sequence[str]) -> str:
         if isinstance(caption, str):
             return caption
+        is_list = isinstance(caption, Sequence | np.ndarray) and len(caption) > 0
+        if not is_list or not all(isinstance(text, str) for text in caption):
+            raise ValueError(f"A caption is a text, or a list of texts of which one is drawn; got {caption!r}.")
         joined = InterleavedDocument("\n".join(caption), [])
         return caption[self.generator(joined).integers(len(caption))]
 
@@ -249,7 +290,10 @@ class InterleavedCollator:
 
     def _filtered(self, document: InterleavedDocument) -> InterleavedDocument:
         """The document without the images that are too small or too narrow, and without their tokens."""
-        loaded = [load_image(media) if isinstance(media, str) else media for media in document.media]
+        loaded = [
+            media if _is_video(media) or isinstance(media, Image.Image) else _picture(media)
+            for media in document.media
+        ]  # those of PIL tell their size before they are decoded
         kept = [self._is_usable(media) for media in loaded]
         first, *rest = document.text.split(self.image_token)
         text = first + "".join((self.image_token if keep else "") + words for keep, words in zip(kept, rest))
@@ -258,10 +302,7 @@ class InterleavedCollator:
 
     def _is_usable(self, media: Any) -> bool:
         frame = media[0] if _is_video(media) else media
-        if isinstance(frame, Image.Image):
-            sides = frame.size
-        else:  # (height, width), (height, width, channels) or (channels, height, width)
-            sides = frame.shape if frame.ndim == 2 else frame.shape[:2] if frame.shape[-1] <= 4 else frame.shape[1:]
+        sides = (frame if isinstance(frame, Image.Image) else _picture(frame)).size
         short, long = min(sides), max(sides)
         return short >= (self.min_image_side or 0) and long <= short * (self.max_aspect_ratio or float("inf"))
 
@@ -282,6 +323,7 @@ class InterleavedCollator:
             words = words.replace(end, "") if end else words
             words = words.rstrip()
             chunks.append((self.image_token if number else "") + (words + end if words else ""))
+        has_words = any(chunk != self.image_token for chunk in chunks[1:])
         ids = self.tokenizer("".join(chunks), add_special_tokens=False, verbose=False).input_ids
         ids = [*self._start, *ids]
         if document.is_pair and self.tokenizer.eos_token_id is not None:
@@ -296,8 +338,9 @@ class InterleavedCollator:
         start = 0
         if self.random_window and not document.is_pair:
             start = int(place * (max(0, len(ids) - self.max_length) + 1))
-        window = slice(start, start + self.max_length)
-        ids, images, media_index = np.array(ids)[window], images[window], media_index[window]
+        begin, rest_of_it = np.split(np.arange(len(ids)), [len(self._start)])
+        window = np.concatenate((begin, rest_of_it[start : start + self.max_length - len(begin)]))
+        ids, images, media_index = np.array(ids, int)[window], images[window], media_index[window]
 
         present = np.flatnonzero(images)[: self.max_images]
         numbers = before[window][present]  # of the images that stay, counted in the whole document
@@ -305,21 +348,22 @@ class InterleavedCollator:
         renumbered[numbers] = np.arange(1, len(numbers) + 1)
         keep = ~images
         keep[present] = True
+        if not keep.any():  # a row that holds nothing, which language models do not read
+            return _Tokens(ids=[self.tokenizer.pad_token_id], media_index=[0], media=[], counts=False)
         return _Tokens(
             ids=ids[keep].tolist(),
             media_index=renumbered[media_index][keep].tolist(),
             media=[self._frames(document.media[number - 1], rng) for number in numbers],
-            counts=document.counts,
+            counts=document.counts and (has_words or not document.is_pair),
         )
 
     def _frames(self, media: Any, rng: np.random.Generator) -> Any:
         """An image, or `num_frames` frames of a video evenly spaced, transformed."""
-        frames = [media]
-        if _is_video(media):
-            frames = list(media)
-            if self.num_frames is not None:
-                places = np.linspace(0, len(frames) - 1, self.num_frames).round().astype(int)
-                frames = [frames[place] for place in places]
+        frames = list(media) if _is_video(media) else [media]
+        if _is_video(media) and self.num_frames is not None:
+            places = np.linspace(0, len(frames) - 1, self.num_frames).round().astype(int)
+            frames = [frames[place] for place in places]
+        frames = [_picture(frame) for frame in frames]
         if self.transform is not None:
             frames = self.transform(frames, rng)
         return frames if _is_video(media) else frames[0]
@@ -352,12 +396,15 @@ class InterleavedCollator:
         return rows
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        if len(rows) == 0:
+            raise ValueError("The batch has no rows: give at least one.")
         documents = []
         for number, row in enumerate(rows):
             try:
                 documents.append(self.tokenize(self.document(row)))
-            except ValueError as error:
+            except (TypeError, ValueError) as error:  # of a wrong type are rows that Python itself finds fault with
                 raise ValueError(f"Row {number} of the batch: {error}") from error
+        self._check_frames(documents)
         packed = self._pack(documents)
         length = max(sum(len(document.ids) for document in row) for row in packed)
         if self.pad_to_multiple_of is not None:
@@ -388,6 +435,20 @@ class InterleavedCollator:
             del batch["media_index"]
         media = [[image for document in row for image in document.media] for row in packed]
         return {**batch, **self._pixels(media)}
+
+    def _check_frames(self, documents: Sequence[_Tokens]) -> None:
+        """Raise a ValueError where the images and videos of a batch differ in their number of frames."""
+        rows = {}
+        for number, document in enumerate(documents):
+            for media in document.media:
+                rows.setdefault(len(media) if _is_video(media) else 1, number)
+        if len(rows) > 1:
+            (frames, row), (others, other) = list(rows.items())[:2]
+            raise ValueError(
+                f"All images and videos of a batch have the same number of frames, but row {row} has {frames} and row "
+                f"{other} has {others}: take num_frames of each video, and put images and videos into datasets apart "
+                "(MixtureDataset), whose batches take turns."
+            )
 
     def _pixels(self, media: list[list]) -> dict[str, torch.Tensor]:
         """Pixels of the images of each row, padded to the row with the most, and which of them are images.
