@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import debug_launcher
+from datasets import Dataset
 from PIL import Image
 from torch import nn
 from transformers import AutoModelForImageTextToText, Trainer, TrainerCallback, TrainingArguments
@@ -137,6 +138,51 @@ def test_streams_take_turns_over_workers_and_begin_anew():
             assert [batch["rows"] for batch in batches[:4]] == [[1, 2, 3, 1], [2, 3, 1, 2], [10, 20], [10, 20]]
     with pytest.raises(ValueError, match="The stream 'b' of the mixture gave no row in pass 0"):
         list(zip(range(9), StreamedMixture({"a": [1], "b": []})))
+
+
+@pytest.mark.parametrize("number, workers", [(1, 2), (2, 2), (3, 2)])
+@pytest.mark.parametrize("form", ["rows", "table", "one shard", "four shards", "shuffled"])
+def test_workers_of_a_stream_divide_each_pass(form, number, workers):
+    """Also where a worker is always at the same dataset, or a stream has fewer shards than there are workers."""
+    table = Dataset.from_dict({"row": list(range(8))})
+    made = {
+        "rows": lambda: [{"row": row} for row in range(8)],
+        "table": lambda: table,
+        "one shard": table.to_iterable_dataset,
+        "four shards": lambda: table.to_iterable_dataset(num_shards=4),
+        "shuffled": lambda: table.to_iterable_dataset(num_shards=4).shuffle(seed=1, buffer_size=2),
+    }[form]
+    mixture = StreamedMixture({f"part {place}": made() for place in range(number)})
+    loader = torch.utils.data.DataLoader(
+        mixture,
+        batch_size=1,
+        num_workers=workers,
+        collate_fn=MixtureCollator(lambda rows, passes: {"row": rows[0]["row"], "pass": passes[0]}),
+    )
+    seen = {name: {0: [], 1: []} for name in mixture.datasets}
+    for _, batch in zip(range(16 * number), loader):
+        seen[batch["source"]][batch["pass"]].append(batch["row"])
+    for passes in seen.values():
+        assert [sorted(rows) for rows in passes.values()] == [list(range(8))] * 2
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_another_pass_draws_anew_within_an_epoch(streaming):
+    """Short datasets and endless streams begin anew without `set_epoch`: their draws must not stay the same."""
+    captions = [f"{color} seven" for color in ("red", "green", "blue", "yellow")]
+    data = {
+        "long": [{"text": "one"}] * 32,
+        "short": [{"image": Image.new("RGB", (24, 24)), "caption": captions}],
+    }
+    mixture = StreamedMixture(data) if streaming else MixtureDataset(data, shuffle=False)
+    collate = MixtureCollator(collator())
+    drawn = []
+    for _, item in zip(range(64), mixture if streaming else (mixture[place] for place in range(64))):
+        if item.source == "short":
+            drawn.append(tuple(collate([item])["input_ids"][0].tolist()))
+    assert len(drawn) == 32 and len(set(drawn)) == 4
+    # the first pass draws what the collator draws by itself
+    assert drawn[0] == tuple(collator()(data["short"])["input_ids"][0].tolist())
 
 
 # Gradients ---------------------------------------------------------------------------------------------------------

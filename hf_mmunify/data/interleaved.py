@@ -8,8 +8,9 @@
 - `<|endofchunk|>` ends the text of an image: it stands before every image that text precedes, and at the end.
 - `media_index` says which image of its row a token looks at (from 1; 0 is none): the image before it, or, in a share
   of the interleaved documents, the image after it, since web pages put text on either side of its image.
-- What is drawn for a document (window, side, space, caption) depends on the document, the seed and the epoch alone:
-  not on its batch, worker or process, nor on whether the training was resumed.
+- What is drawn for a document (window, side, space, caption) depends on the document, the seed and the epoch alone (or
+  how often a mixture passed through its dataset): not on its batch, worker or process, nor on whether the training was
+  resumed.
 
 Paper: Flamingo: a Visual Language Model for Few-Shot Learning (Alayrac et al., 2022), section 2.4, appendix B.1.
 """
@@ -17,7 +18,7 @@ Paper: Flamingo: a Visual Language Model for Few-Shot Learning (Alayrac et al., 
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -37,12 +38,14 @@ class InterleavedDocument:
         media (`list`): Images, and lists of frames for videos, in the order of their tokens.
         is_pair (`bool`): Whether it is one image (or video) and its caption.
         counts (`bool`): Whether there is anything to learn from it.
+        passes (`int`): How often its dataset was passed through before, in this epoch or since the first.
     """
 
     text: str
     media: list
     is_pair: bool = False
     counts: bool = True
+    passes: int = 0
 
 
 @dataclass
@@ -211,10 +214,10 @@ class InterleavedCollator:
     def generator(self, document: InterleavedDocument) -> np.random.Generator:
         """The random numbers of a document, the same in every batch, worker, process and run of this epoch."""
         digest = hashlib.blake2b(document.text.encode(), digest_size=8).digest()
-        return np.random.default_rng([self.seed, int(self._epoch), int.from_bytes(digest)])
+        return np.random.default_rng([self.seed, int(self._epoch) + document.passes, int.from_bytes(digest)])
 
-    def document(self, row: Mapping[str, Any]) -> InterleavedDocument:
-        """The document that a row holds, as the table above tells.
+    def document(self, row: Mapping[str, Any], passes: int = 0) -> InterleavedDocument:
+        """The document that a row holds, as the table above tells, for another pass through its dataset.
 
         Raises:
             ValueError: when its columns are not in the table, or its images do not fit its text.
@@ -225,13 +228,13 @@ class InterleavedCollator:
             if caption is None:
                 raise ValueError(f"A pair needs a `text` or `caption` beside its image; got {sorted(row)}.")
             media = row["image"] if row.get("image") is not None else self._video(row["video"])
-            text = self._one_caption(caption)
+            text = self._one_caption(caption, passes)
             if token in text:
                 raise ValueError(
                     f"The caption of a pair is text alone, as its image comes first, but here it has a {token}: "
                     f"{text[:80]!r}. Take the {token} out, or write the row as `images` and `text`."
                 )
-            return InterleavedDocument(f"{token}{text}", [media], is_pair=True)
+            return InterleavedDocument(f"{token}{text}", [media], is_pair=True, passes=passes)
         images = list(row.get("images") if row.get("images") is not None else [])
         if row.get("text_list") is not None:
             text = self._place_images(row["text_list"], row, len(images))
@@ -254,7 +257,7 @@ class InterleavedCollator:
                 f"The text has {text.count(token)} {token} token(s), but {len(images)} image(s) came with it: write "
                 f"one {token} where each image belongs."
             )
-        return InterleavedDocument(text, images)
+        return InterleavedDocument(text, images, passes=passes)
 
     def _video(self, video: Any) -> list:
         """The frames of a video, or of the file whose path it is."""
@@ -263,13 +266,13 @@ class InterleavedCollator:
             raise ValueError("A video has no frames: leave its row out.")
         return frames
 
-    def _one_caption(self, caption: str | Sequence[str]) -> str:
+    def _one_caption(self, caption: str | Sequence[str], passes: int) -> str:
         if isinstance(caption, str):
             return caption
         is_list = isinstance(caption, Sequence | np.ndarray) and len(caption) > 0
         if not is_list or not all(isinstance(text, str) for text in caption):
             raise ValueError(f"A caption is a text, or a list of texts of which one is drawn; got {caption!r}.")
-        joined = InterleavedDocument("\n".join(caption), [])
+        joined = InterleavedDocument("\n".join(caption), [], passes=passes)
         return caption[self.generator(joined).integers(len(caption))]
 
     def _place_images(self, sentences: Sequence[str], row: Mapping[str, Any], num_images: int) -> str:
@@ -298,7 +301,7 @@ class InterleavedCollator:
         first, *rest = document.text.split(self.image_token)
         text = first + "".join((self.image_token if keep else "") + words for keep, words in zip(kept, rest))
         media = [media for media, keep in zip(loaded, kept) if keep]
-        return InterleavedDocument(text, media, document.is_pair, counts=bool(media) or not document.is_pair)
+        return replace(document, text=text, media=media, counts=bool(media) or not document.is_pair)
 
     def _is_usable(self, media: Any) -> bool:
         frame = media[0] if _is_video(media) else media
@@ -395,13 +398,16 @@ class InterleavedCollator:
             room[place] -= size
         return rows
 
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(
+        self, rows: Sequence[Mapping[str, Any]], passes: Sequence[int] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """A batch of rows; `passes`, as a mixture gives it, says how often the dataset of each was passed through."""
         if len(rows) == 0:
             raise ValueError("The batch has no rows: give at least one.")
         documents = []
         for number, row in enumerate(rows):
             try:
-                documents.append(self.tokenize(self.document(row)))
+                documents.append(self.tokenize(self.document(row, 0 if passes is None else passes[number])))
             except (TypeError, ValueError) as error:  # of a wrong type are rows that Python itself finds fault with
                 raise ValueError(f"Row {number} of the batch: {error}") from error
         self._check_frames(documents)

@@ -11,6 +11,8 @@
 Paper: Flamingo: a Visual Language Model for Few-Shot Learning (Alayrac et al., 2022), section 2.4, appendix B.1.1.
 """
 
+import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import count, islice
@@ -32,10 +34,11 @@ FLAMINGO_LOSS_WEIGHTS = {"m3w": 1.0, "align": 0.2, "ltip": 0.2, "vtp": 0.03}
 
 
 class MixtureItem(NamedTuple):
-    """Rows of one dataset of a mixture, and its name."""
+    """Rows of one dataset of a mixture, its name, and of each row how often its dataset was passed through before."""
 
     source: str
     rows: list
+    passes: list[int]
 
 
 @lru_cache(maxsize=16)
@@ -141,21 +144,24 @@ class MixtureDataset(_Turns, Dataset):
         item = int(self._epoch) * self._items_of_each + turned * self.items + within
         name = self.names[source]
         dataset, number = self.datasets[name], self.rows_per_item[name]
-        return MixtureItem(name, [self._row(source, dataset, item * number + place) for place in range(number)])
+        drawn = [self._row(source, dataset, item * number + place) for place in range(number)]
+        return MixtureItem(name, [row for _, row in drawn], [lap for lap, _ in drawn])
 
-    def _row(self, source: int, dataset: Sequence, place: int) -> Any:
+    def _row(self, source: int, dataset: Sequence, place: int) -> tuple[int, Any]:
+        """The pass in which a place of the endless sequence of passes lies, and the row there."""
         lap, place = divmod(place, len(dataset))
         if self.shuffle:
             place = int(_shuffled(self.seed, source, lap, len(dataset))[place])
-        return dataset[place]
+        return lap, dataset[place]
 
 
 class StreamedMixture(_Turns, IterableDataset):
     """Streams (and datasets of known length) as one endless stream, in which they take turns.
 
-    A stream that ends begins anew. With several workers or processes each stream is read by each process, which keeps
-    its share: set `accelerator_config={"dispatch_batches": False}`, as batches differ in shape. `shuffle` is for the
-    streams to say (`IterableDataset.shuffle`).
+    A stream that ends begins anew. With several processes each stream is read by each process, which keeps its share:
+    set `accelerator_config={"dispatch_batches": False}`, as batches differ in shape. The workers of a loader divide
+    the shards of a stream; where it has fewer, they divide its rows, and each of them reads it all. `shuffle` is for
+    the streams to say (`IterableDataset.shuffle`).
 
     Args:
         datasets (`Mapping[str, Iterable]`): By name.
@@ -168,32 +174,48 @@ class StreamedMixture(_Turns, IterableDataset):
     def __init__(self, datasets: Mapping[str, Any], rows_per_item: Mapping[str, int] | None = None):
         super().__init__(datasets, rows_per_item)
 
-    def _rows(self, name: str) -> Iterator[Any]:
+    def _rows(self, name: str, dataset: Any) -> Iterator[tuple[int, Any]]:
+        """The rows of a dataset, pass after pass without an end, each with the number of its pass."""
+        is_stream = isinstance(dataset, datasets.IterableDataset)
         for lap in count():
             rows = 0
-            if isinstance(self.datasets[name], datasets.IterableDataset):
-                self.datasets[name].set_epoch(lap)  # shuffles anew, where it shuffles
-            for row in self.datasets[name]:
+            if is_stream:
+                dataset.set_epoch(lap)  # shuffles anew, where it shuffles
+            # In batches, since of a stream that is read row by row a worker gets the share that `datasets` gives it
+            for row in dataset.iter(batch_size=1) if is_stream else dataset:
                 rows += 1
-                yield row
+                yield lap, {column: values[0] for column, values in row.items()} if is_stream else row
             if rows == 0:
                 raise ValueError(f"The stream {name!r} of the mixture gave no row in pass {lap}: leave it out.")
+
+    def _share(self, name: str, worker: int, num_workers: int) -> Iterator[tuple[int, Any]]:
+        """The rows of a dataset that fall to one of the workers whose micro-batches are of it."""
+        period = range(math.lcm(num_workers, self.turn * len(self.names)))
+        serving = sorted({turn % num_workers for turn in period if self.names[self._source(turn)] == name})
+        if worker not in serving:
+            return iter(())
+        dataset, part, parts = self.datasets[name], serving.index(worker), len(serving)
+        if isinstance(dataset, datasets.IterableDataset) and dataset.num_shards >= parts:
+            return self._rows(name, dataset.shard(parts, part))
+        return islice(self._rows(name, dataset), part, None, parts)
 
     def __iter__(self) -> Iterator[MixtureItem]:
         worker = get_worker_info()
         first, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        streams = {name: self._rows(name) for name in self.names}
+        streams = {name: self._share(name, first, step) for name in self.names}
         for micro_batch in count(first, step):  # the loader takes one of each worker in turn
             name = self.names[self._source(micro_batch)]
             for _ in range(self.items):
-                yield MixtureItem(name, list(islice(streams[name], self.rows_per_item[name])))
+                drawn = list(islice(streams[name], self.rows_per_item[name]))
+                yield MixtureItem(name, [row for _, row in drawn], [lap for lap, _ in drawn])
 
 
 class MixtureCollator:
     """Items of a mixture -> a batch of its dataset's collator, with `source`, its name; other rows -> a plain batch.
 
     Args:
-        collator (`Callable`): Rows to a batch.
+        collator (`Callable`): Rows to a batch. One with an argument `passes` (`InterleavedCollator`) learns how often
+            the dataset of each row was passed through before.
         collators (`Mapping[str, Callable]`, *optional*): Those of datasets that need another.
     """
 
@@ -208,7 +230,10 @@ class MixtureCollator:
             return self.collator(items)
         source = items[0].source
         collator = self.collators.get(source, self.collator)
-        return {**collator([row for item in items for row in item.rows]), "source": source}
+        known = {}
+        if "passes" in inspect.signature(collator).parameters:
+            known["passes"] = [lap for item in items for lap in item.passes]
+        return {**collator([row for item in items for row in item.rows], **known), "source": source}
 
 
 class MixtureTrainer(Trainer):
