@@ -8,4 +8,5 @@ from .composed import ComposedModelMixin
 from .feature_queue import FeatureQueue
 from .momentum import MomentumMixin
 from .patch_dropout import keep_patches
+from .quantized import QuantizedLoadingMixin, copy_parameter, is_quantized, true_shape
 from .regions import Regions, detect_regions, pad_regions

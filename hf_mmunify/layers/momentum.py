@@ -9,6 +9,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from .feature_queue import FeatureQueue
+from .quantized import copy_parameter, is_quantized
 
 
 class MomentumMixin:
@@ -20,7 +21,8 @@ class MomentumMixin:
     without a word: each copy is then made from the loaded part, and the queue is filled anew.
 
     A part may carry adapters of PEFT: its copy follows the weights with what they add. The copy itself should not (the
-    LoRA presets leave it out), and where it is quantised it stays what it was.
+    LoRA presets leave it out). Where both are quantised, the copy stays what it was, which at first is what the part
+    is.
 
     Class attributes:
         _momentum_pairs (`dict[str, str]`):
@@ -39,7 +41,7 @@ class MomentumMixin:
     def _initialize_missing_keys(self, is_quantized: bool) -> None:
         # `from_pretrained` calls this when everything the checkpoint has is in its place, and marked.
         absent = [
-            tensor for _, tensor in self._followed_and_copy() if not getattr(tensor, "_is_hf_initialized", False)
+            tensor for _, tensor, _ in self._followed_and_copy() if not getattr(tensor, "_is_hf_initialized", False)
         ]
         super()._initialize_missing_keys(is_quantized)
         self.reset_momentum(only=absent)
@@ -53,9 +55,9 @@ class MomentumMixin:
                 The tensors of the copies to which this is confined; all by default.
         """
         chosen = None if only is None else {id(tensor) for tensor in only}
-        for followed, copy in self._followed_and_copy():
+        for followed, copy, name in self._followed_and_copy():
             if chosen is None or id(copy) in chosen:
-                copy.copy_(followed)
+                copy_parameter(followed, self, name)
         for path in self._momentum_pairs.values():
             self.get_submodule(path).requires_grad_(False)
 
@@ -73,22 +75,22 @@ class MomentumMixin:
         if is_gathered:
             self.set_reshard_after_forward(True, recurse=False)
             self.reshard()
-        for followed, copy in self._followed_and_copy():
-            if isinstance(copy, nn.Parameter) and copy.is_floating_point():
+        for followed, copy, _ in self._followed_and_copy():
+            if isinstance(copy, nn.Parameter) and copy.is_floating_point() and not is_quantized(copy):
                 copy.lerp_(followed.to(copy.dtype), 1 - decay)
         if is_gathered:
             self.unshard()
             self.set_reshard_after_forward(False, recurse=False)
 
-    def _followed_and_copy(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Each tensor of the copies once, behind the one it follows."""
+    def _followed_and_copy(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, str]]:
+        """Each tensor of the copies once: the one that it follows, the tensor, its name below the model."""
         seen = set()
         for path, copy_path in self._momentum_pairs.items():
             part, copy = self.get_submodule(path), self.get_submodule(copy_path)
             for name, tensor in [*copy.named_parameters(), *copy.named_buffers()]:
                 if id(tensor) not in seen:
                     seen.add(id(tensor))
-                    yield _followed(part, name), tensor
+                    yield _followed(part, name), tensor, f"{copy_path}.{name}"
 
 
 def _followed(part: nn.Module, name: str) -> torch.Tensor:

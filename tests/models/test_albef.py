@@ -7,6 +7,7 @@ import torch
 from golden_case import GoldenCase
 from tiny.albef import LENGTHS, PAD, ROW, SIZE, inputs, labels, next_pair
 from torch import nn
+from transformers import BitsAndBytesConfig, set_seed
 
 from hf_mmunify.conversion.albef import convert, export
 from hf_mmunify.conversion.errors import ConversionError
@@ -18,7 +19,9 @@ from hf_mmunify.models.albef import (
     AlbefForQuestionAnswering,
     AlbefForTextAssignment,
     AlbefForVisualEntailment,
+    AlbefModel,
 )
+from hf_mmunify.training import qlora_config
 
 
 RETRIEVAL, PRETRAINING = "AutoModelForImageTextRetrieval", "AutoModelForPreTraining"
@@ -66,6 +69,59 @@ def test_answers_begin_with_the_layers_that_fuse(pretrained):
     assert same(answering.text_decoder.lm_head, model.lm_head)
     assert answering.text_decoder.lm_head.decoder.weight is decoder.embeddings.word_embeddings.weight
     assert same(answering.text_decoder_m.lm_head.dense, model.lm_head_m.dense)
+
+
+def packed(module: nn.Module) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """What 4 bits hold of each weight of a module: the numbers, and the scales of its blocks."""
+    in_4_bits = {name: p for name, p in module.named_parameters() if type(p).__name__ == "Params4bit"}
+    return {name: (p.data, p.quant_state.absmax) for name, p in in_4_bits.items()}
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize(
+    ("head", "name"), [(AlbefForQuestionAnswering, ANSWERING), (AlbefForImagesAndTextClassification, REASONING)]
+)
+def test_in_4_bits_too_heads_begin_as_copies_of_a_base(tmp_path, head, name, stored):
+    """Of one in full precision, or stored in 4 bits."""
+    settings = {"quantization_config": qlora_config(ROW.config(), bnb_4bit_compute_dtype=torch.float32)}
+    ROW.model("AutoModel").save_pretrained(tmp_path)
+    if stored:
+        AlbefModel.from_pretrained(tmp_path, **settings).save_pretrained(tmp_path)
+        settings = {}
+    set_seed(0)
+    model = head.from_pretrained(tmp_path, **settings)
+    copies = {"model": "model_m", "model.text_model.layers.1": "text_decoder.model.layers.0"}
+    copies |= {"text_decoder": "text_decoder_m"}
+    if head is AlbefForImagesAndTextClassification:
+        copies = {"model": "model_m", "model.text_model.layers.1": "pair_layers.0", "pair_layers": "pair_layers_m"}
+    for part, copy in copies.items():
+        expected, got = packed(model.get_submodule(part)), packed(model.get_submodule(copy))
+        assert len(got) >= 8 and got.keys() <= expected.keys()  # pairs have one projection of keys and values
+        assert all(torch.equal(x, y) for key in got for x, y in zip(expected[key], got[key]))
+    before = {key: data.clone() for key, (data, _) in packed(model).items()}
+    model.train()(**batch_of(name)).loss.backward()
+    assert all(torch.equal(before[key], data) for key, (data, _) in packed(model).items())
+    model.save_pretrained(tmp_path / "again")
+    again = head.from_pretrained(tmp_path / "again")
+    assert all(torch.equal(before.pop(key), data) for key, (data, _) in packed(again).items()) and not before
+    if not stored:
+        set_seed(0)
+        exact = head.from_pretrained(tmp_path)(**batch_of(name)).loss
+        assert 0 < (model.eval()(**batch_of(name)).loss / exact - 1).abs() < 0.01
+
+
+def test_parts_that_are_new_cannot_be_in_4_bits(tmp_path):
+    ROW.model("AutoModel").save_pretrained(tmp_path)
+    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    with pytest.raises(
+        ValueError,
+        match=r"got one without 4 parts of AlbefForVisualEntailment: classifier.dense, classifier.out_proj, "
+        r"classifier_m.dense, \.\.\.\. They are new .* name them in `llm_int8_skip_modules`",
+    ):
+        AlbefForVisualEntailment.from_pretrained(tmp_path, quantization_config=quantization)
+    quantization.llm_int8_skip_modules = ["classifier", "classifier_m", "model_m"]
+    with pytest.raises(ValueError, match=r"expected model_m\S+ in 4 or 8 bits, as what it is a copy of"):
+        AlbefForVisualEntailment.from_pretrained(tmp_path, quantization_config=quantization)
 
 
 def test_the_second_image_is_read_as_the_first(pretrained):

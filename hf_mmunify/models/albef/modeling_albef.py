@@ -58,7 +58,16 @@ from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from ...layers import ComposedModelMixin, FeatureQueue, MomentumMixin, eager_attention_forward
+from ...layers import (
+    ComposedModelMixin,
+    FeatureQueue,
+    MomentumMixin,
+    QuantizedLoadingMixin,
+    copy_parameter,
+    eager_attention_forward,
+    is_quantized,
+    true_shape,
+)
 from ...losses import (
     contrastive_loss,
     gather,
@@ -419,7 +428,7 @@ def build_vision_model(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 @auto_docstring
-class AlbefPreTrainedModel(ComposedModelMixin, PreTrainedModel):
+class AlbefPreTrainedModel(ComposedModelMixin, QuantizedLoadingMixin, PreTrainedModel):
     config: AlbefConfig
     base_model_prefix = "model"
     main_input_name = "pixel_values"
@@ -506,10 +515,14 @@ class AlbefPreTrainedModel(ComposedModelMixin, PreTrainedModel):
 
 def copy_what_is_new(source: nn.Module, target: nn.Module) -> None:
     """Give `target` the weights of `source` where a checkpoint had none for it and the shapes are the same."""
-    for name, tensor in target.named_parameters():
+    for name, tensor in list(target.named_parameters()):
         origin = source.get_parameter(name)
-        if origin.shape == tensor.shape:
+        if true_shape(origin) != true_shape(tensor):
+            continue
+        if not is_quantized(origin):
             init.copy_(tensor, origin)
+        elif not is_quantized(tensor):
+            copy_parameter(origin, target, name)
 
 
 @auto_docstring(

@@ -61,7 +61,7 @@ from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder
 
-from ...layers import FeatureQueue, MomentumMixin, eager_attention_forward
+from ...layers import FeatureQueue, MomentumMixin, QuantizedLoadingMixin, eager_attention_forward
 from ...losses import (
     causal_language_modeling_loss,
     contrastive_loss,
@@ -624,7 +624,7 @@ def _starting_with(input_ids: torch.Tensor, attention_mask: torch.Tensor | None,
 
 
 @auto_docstring(custom_intro="What all heads share.")
-class BlipPreTrainedModel(transformers.BlipPreTrainedModel):
+class BlipPreTrainedModel(QuantizedLoadingMixin, transformers.BlipPreTrainedModel):
     _supports_sdpa = True
     _supports_attention_backend = True
     _no_split_modules = ["BlipTextLayer"]
