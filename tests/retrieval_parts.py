@@ -74,6 +74,12 @@ def _clip() -> PreTrainedModel:
     return transformers.CLIPModel(transformers.CLIPConfig(text_config=text(), vision_config=VISION, projection_dim=16))
 
 
+def _metaclip_2() -> PreTrainedModel:
+    return transformers.MetaClip2Model(
+        transformers.MetaClip2Config(text_config=text(), vision_config=VISION, projection_dim=16)
+    )
+
+
 def _siglip() -> PreTrainedModel:
     model = transformers.SiglipModel(transformers.SiglipConfig(text_config=text(), vision_config=VISION))
     with torch.no_grad():
@@ -148,6 +154,7 @@ _MODELS = {
     "bridgetower": _bridgetower,
     "chinese_clip": _chinese_clip,
     "clip": _clip,
+    "metaclip_2": _metaclip_2,
     "siglip": _siglip,
     "vilt": _vilt,
 }

@@ -32,7 +32,7 @@ def pictures():
 def saved(tmp_path_factory):
     """Models as a user has them: in folders."""
     folder = tmp_path_factory.mktemp("models")
-    for family in ("clip", "siglip", "altclip"):
+    for family in ("clip", "metaclip_2", "siglip", "altclip"):
         retrieval_parts.model(family).save_pretrained(folder / family)
         retrieval_parts.processor(family).save_pretrained(folder / family)
     return folder
@@ -159,7 +159,7 @@ def test_queries_by_image_and_text_are_those_of_the_model(index, saved, pictures
 # Half a model ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip", "altclip"])
+@pytest.mark.parametrize("family", ["clip", "metaclip_2", "siglip", "altclip"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_query_needs_half_of_the_model(family, dtype, saved, pictures, tmp_path):
     model, processor = load(saved, family)
@@ -175,7 +175,7 @@ def test_a_query_needs_half_of_the_model(family, dtype, saved, pictures, tmp_pat
     ):
         alone = EmbeddingIndex.load(tmp_path / "index")
         found = alone.query(**query)
-        # CLIP's and SigLIP's own classes for a half may differ in the last bits
+        # The families' own classes for a half may differ in the last bits
         assert [match.score for match in found[0]] == pytest.approx([match.score for match in answer[0]], abs=1e-2)
         assert [match.id for match in found[0]][:3] == [match.id for match in answer[0]][:3]
         if dtype == "float32":
@@ -187,6 +187,10 @@ def test_a_query_needs_half_of_the_model(family, dtype, saved, pictures, tmp_pat
             type(half).__name__
             == {
                 "clip": {"text": "CLIPTextModelWithProjection", "image": "CLIPVisionModelWithProjection"},
+                "metaclip_2": {
+                    "text": "MetaClip2TextModelWithProjection",
+                    "image": "MetaClip2VisionModelWithProjection",
+                },
                 "siglip": {"text": "SiglipTextModel", "image": "SiglipVisionModel"},
                 "altclip": dict.fromkeys(("text", "image"), "AltCLIPModel"),
             }[family][part]
