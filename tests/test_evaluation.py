@@ -2,10 +2,12 @@
 
 import math
 import random
+from functools import partial
 
 import digit_parts
 import pytest
 import torch
+from flamingo_parts import RECURRENT_MODELS
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -107,6 +109,39 @@ def test_settings_that_do_not_fit(support):
         evaluator(support, template="<image> what is this?")
     with pytest.raises(ValueError, match="'random' or 'similar', got 'nearest'"):
         evaluator(support, selection="nearest")
+    with pytest.raises(
+        ValueError, match=r"no column 'picture', 'why', only \['answer', 'image', 'question', 'type'\]"
+    ):
+        evaluator(support, template="<image>{why.text} {answer}", image_column="picture")
+    with pytest.raises(ValueError, match=r"no token '<end>': name the one that ends an answer"):
+        evaluator(support, end_of_chunk_token="<end>")
+    made = evaluator([{**row, "answer": answer} for row, answer in zip(support, (3, []))])
+    for place, answer in enumerate(("3", r"\[\]")):
+        with pytest.raises(ValueError, match=f"'answer' should hold a string, or a list of strings.* got {answer}.*"):
+            made.prompt(support[0], [place])
+
+
+def test_words_that_look_like_an_image(support, queries):
+    """They would stand in the place of the next image, and every later one would move."""
+    query = {**queries[0], "question": "what is <image> for?"}
+    made = evaluator(support)
+    for ask in (partial(made.generate, [query]), partial(made.rank, [query], CANDIDATES)):
+        with pytest.raises(
+            ValueError, match=r"prompt of 3 image\(s\) has 4 <image> in its text: only the template may"
+        ):
+            ask(shots=2)
+
+
+def test_nothing_to_rank(support, queries):
+    made = evaluator(support, selection="similar")
+    assert made.rank([], CANDIDATES).shape == (0, len(CANDIDATES)) and made.generate([]) == []
+    with pytest.raises(ValueError, match="got 0 candidates and permutations=1"):
+        made.rank(queries, [])
+    with pytest.raises(ValueError, match="got 5 candidates and permutations=0"):
+        made.rank(queries, CANDIDATES, permutations=0)
+    assert (made.rank(queries[:1], ["", "red"], 1) < -1).all()  # an empty answer is the end of the chunk alone
+    with pytest.raises(ValueError, match="adds ' ' to the prompt and so no token, which has no likelihood"):
+        evaluator(support, template="<image>question: {question} answer: {answer}").rank(queries, ["red", ""], 1)
 
 
 # Answers -----------------------------------------------------------------------------------------------------------
@@ -180,6 +215,18 @@ def test_encoding_support_images_once_changes_nothing(support, queries):
     assert made.generate(queries, 2) == answers
 
 
+@pytest.mark.parametrize("family", ["mamba", "rwkv", "minimax", "lfm2"])
+def test_ranking_over_a_recurrent_state(support, queries, family, monkeypatch):
+    sizes = {name: x for name, x in RECURRENT_MODELS[family].items() if name != "max_position_embeddings"}
+    monkeypatch.setitem(digit_parts.LANGUAGE_MODELS, family, sizes)
+    made = evaluator(support, family)
+    expected = torch.tensor([scored_in_full(made, *pair) for pair in zip(queries, made.prompts(queries, 2))])
+    assert torch.allclose(made.rank(queries, CANDIDATES, 2), expected, atol=2e-5)
+    lengths = torch.tensor([len(answer.split()) + 1 for answer in CANDIDATES])
+    mean = made.rank(queries, CANDIDATES, 2, normalize_length=True)
+    assert torch.allclose(mean * lengths, expected, atol=1e-4)
+
+
 def test_permutations_average_the_orders_of_the_shots(support, queries):
     made = evaluator(support)
     one = made.rank(queries[:2], CANDIDATES, shots=3)
@@ -212,6 +259,13 @@ def test_an_answer_may_share_a_token_with_its_prompt():
     with torch.no_grad():
         told = model(**inputs).logits[0].log_softmax(dim=-1)
     assert float(ranked[0]) == pytest.approx(float(told[-3, red] + told[-2, end]), abs=1e-5)
+
+    # In a batch with a query whose prompt ends otherwise, a score is the same
+    rows = [{**row, "question": question} for row, question in zip(rows, ("label:", "sky "))]
+    made = FewShotEvaluator(model, processor, rows, "<image>{question}{answer}<|endofchunk|>")
+    made.select = lambda queries, shots: [[0]] * len(queries)
+    alone = torch.cat([made.rank([row], ["red", "blue"], 1, normalize_length=True) for row in rows])
+    assert torch.allclose(made.rank(rows, ["red", "blue"], 1, normalize_length=True), alone, atol=1e-5)
 
 
 def test_blind_answers_do_not_depend_on_the_images(support, queries):

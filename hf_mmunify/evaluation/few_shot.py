@@ -11,9 +11,11 @@ B.1.5. RICES, the selection of similar examples: Yang et al., 2021 (PICa).
 
 import copy
 import inspect
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from string import Formatter
 from typing import Any, Literal
 
 import numpy as np
@@ -82,7 +84,8 @@ class FewShotEvaluator:
             shots compare query by query.
 
     Raises:
-        ValueError: the template has no `{answer}` or not exactly one image token, or `selection` is unknown.
+        ValueError: the template has no `{answer}` or not exactly one image token; the support set lacks a column that
+            is named; the tokenizer has no `end_of_chunk_token`; or `selection` is unknown.
 
     Example:
 
@@ -118,6 +121,19 @@ class FewShotEvaluator:
             )
         if selection not in ("random", "similar"):
             raise ValueError(f"selection is 'random' or 'similar', got {selection!r}.")
+        fields = {re.split(r"[.\[]", field)[0] for _, field, _, _ in Formatter().parse(template) if field}
+        columns = (fields - {"answer"}) | {image_column, answer_column}
+        if len(support) and (missing := sorted(columns - set(support[0]))):
+            raise ValueError(
+                f"The support set has no column {', '.join(map(repr, missing))}, only {sorted(support[0])}: name its "
+                "columns in the template, image_column and answer_column."
+            )
+        known = {*processor.tokenizer.all_special_tokens, *processor.tokenizer.get_vocab()}
+        if end_of_chunk_token is not None and end_of_chunk_token not in known:
+            raise ValueError(
+                f"The tokenizer has no token {end_of_chunk_token!r}: name the one that ends an answer in "
+                "end_of_chunk_token, or None to go by the model's own end of sequence."
+            )
         self.model = model
         self.processor = processor
         self.support = support
@@ -165,6 +181,8 @@ class FewShotEvaluator:
         Raises:
             ValueError: when the support set has fewer examples.
         """
+        if len(queries) == 0:
+            return []
         if not 0 <= shots <= len(self.support):
             raise ValueError(
                 f"shots goes from 0 to the size of the support set, {len(self.support)}; got {shots}. Give a larger "
@@ -180,20 +198,37 @@ class FewShotEvaluator:
 
     def _answer(self, row: Mapping[str, Any]) -> str:
         answer = row[self.answer_column]
-        return answer if isinstance(answer, str) else Counter(answer).most_common(1)[0][0]
+        answers = [answer] if isinstance(answer, str) else answer
+        if not isinstance(answers, list | tuple) or not answers or not isinstance(answers[0], str):
+            raise ValueError(
+                f"The column {self.answer_column!r} should hold a string, or a list of strings with at least one; got "
+                f"{answer!r}. Write numbers of classes as their names."
+            )
+        return Counter(answers).most_common(1)[0][0]
 
     def _write(self, row: Mapping[str, Any], answer: str) -> str:
         return self.template.format(**{**row, "answer": answer})
 
     def prompt(self, query: Mapping[str, Any], examples: Sequence[int], with_images: bool = True) -> FewShotPrompt:
-        """The prompt of a query after these examples of the support set, whose images may be left out."""
+        """The prompt of a query after these examples of the support set, whose images may be left out.
+
+        Raises:
+            ValueError: when words of a row look like an image.
+        """
         rows = [self.support[place] for place in examples]
         solved = "".join(self._write(row, self._answer(row)) for row in rows)
         if not with_images:
             solved = solved.replace(self.processor.image_token, "")
         asked = self.template.split("{answer}")[0].format(**{**query, "answer": None}).rstrip()
-        images = [row[self.image_column] for row in rows] if with_images else []
-        return FewShotPrompt(solved + asked, [*images, query[self.image_column]], list(examples))
+        images = [*(row[self.image_column] for row in rows if with_images), query[self.image_column]]
+        text = solved + asked
+        if text.count(self.processor.image_token) != len(images):
+            raise ValueError(
+                f"A prompt of {len(images)} image(s) has {text.count(self.processor.image_token)} "
+                f"{self.processor.image_token} in its text: only the template may write them, not the columns of a "
+                f"row. The text is {text!r}."
+            )
+        return FewShotPrompt(text, images, list(examples))
 
     def prompts(self, queries: Sequence[Mapping[str, Any]], shots: int) -> list[FewShotPrompt]:
         """A prompt for each query; with 0 shots, `zero_shot_examples` without images."""
@@ -291,7 +326,8 @@ class FewShotEvaluator:
     ) -> torch.Tensor:
         """Log-likelihood of each candidate answer, with its end of chunk, after each query.
 
-        A prompt is read once, and its cache copied for the candidates.
+        A prompt is read once, and its cache copied for the candidates. A language model with a recurrent state, which
+        goes on by single tokens only or not at all (Mamba, RWKV), reads the prompt anew with every candidate.
 
         Args:
             queries, shots, blind: As in `generate`.
@@ -305,12 +341,19 @@ class FewShotEvaluator:
             `torch.Tensor` `[Q, C]`, on the CPU in float32; the best answer is its argmax.
 
         Raises:
-            ValueError: when the model keeps no cache, as some recurrent language models.
+            ValueError: when there is no candidate, no order of the shots, or a candidate that writes nothing.
         """
+        if len(candidates) == 0 or permutations < 1:
+            raise ValueError(
+                f"Ranking needs candidates and at least one order of the shots; got {len(candidates)} candidates and "
+                f"permutations={permutations}."
+            )
         self.model.eval()
         self._embeds.clear()
         chosen = self.select(queries, shots or self.zero_shot_examples)
         total = torch.zeros(len(queries), len(candidates))
+        if len(queries) == 0:
+            return total
         for order in range(permutations):
             prompts, endings = [], []
             for number, (query, examples) in enumerate(zip(queries, chosen)):
@@ -343,9 +386,17 @@ class FewShotEvaluator:
             read = tokenizer(prompt.text).input_ids
             whole = [_without_eos(tokenizer, tokenizer(prompt.text + text).input_ids) for text in texts]
             read = _without_eos(tokenizer, read)
+            if (shortest := min(whole, key=len)) == read:
+                raise ValueError(
+                    f"A candidate adds {texts[whole.index(shortest)]!r} to the prompt and so no token, which has no "
+                    "likelihood: end the template with a token that comes after every answer."
+                )
             # A tokenizer may join the end of the prompt with the beginning of an answer
             shared.append(min(_common_prefix(read, ids) for ids in whole) - len(read))
             tails.append((len(read), whole))
+        if self.model._is_stateful:
+            scores, lengths = self._read_anew(inputs, tails, shared)
+            return (scores / lengths if normalize_length else scores).cpu()
         cut = -min(shared)
         if cut:
             inputs["input_ids"] = inputs["input_ids"][:, :-cut]
@@ -358,6 +409,9 @@ class FewShotEvaluator:
         real = torch.tensor(
             [[[1] * len(row) + [0] * (longest - len(row)) for row in rows] for rows in ids], device=device
         )  # [Q, C, L]
+        told = real.clone()
+        for row, place in zip(told, shared):
+            row[:, : cut + place] = 0  # of the prompt, cut off for the sake of another one of the batch
 
         mask = inputs["attention_mask"]
         positions = mask.cumsum(dim=-1) - 1  # [Q, T]
@@ -378,8 +432,28 @@ class FewShotEvaluator:
                 for chunk in zip(tail.split(candidate_batch_size, dim=1), real.split(candidate_batch_size, dim=1))
             ]
             scores = torch.cat((scores, torch.cat(parts, dim=1)), dim=2)  # [Q, C, L]
-        scores = (scores * real).sum(dim=-1)
-        return (scores / real.sum(dim=-1) if normalize_length else scores).cpu()
+        scores = (scores * told).sum(dim=-1)
+        return (scores / told.sum(dim=-1) if normalize_length else scores).cpu()
+
+    def _read_anew(
+        self, inputs: dict[str, torch.Tensor], tails: list[tuple[int, list[list[int]]]], shared: list[int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-likelihoods `[Q, C]` by reading every prompt with every ending, and how many tokens they are of."""
+        shown = {name: x for name, x in inputs.items() if name not in ("input_ids", "attention_mask")}
+        starts = torch.tensor([length + place for (length, _), place in zip(tails, shared)], device=self.model.device)
+        scores, lengths = [], []
+        for candidate in zip(*(whole for _, whole in tails)):
+            # Padding on the right comes after all that is told; on the left it would enter some states
+            text = self.processor.tokenizer.pad(
+                {"input_ids": list(candidate)}, padding_side="right", return_attention_mask=True, return_tensors="pt"
+            ).to(self.model.device)
+            logits = self.model(**text, **shown, return_dict=True).logits[:, :-1].float().log_softmax(dim=-1)
+            read = logits.gather(2, text["input_ids"][:, 1:, None]).squeeze(-1)  # [Q, T - 1]
+            places = torch.arange(1, read.shape[1] + 1, device=read.device)
+            told = text["attention_mask"][:, 1:] * (places >= starts[:, None])
+            scores.append((read * told).sum(dim=-1))
+            lengths.append(told.sum(dim=-1))
+        return torch.stack(scores, dim=1), torch.stack(lengths, dim=1)
 
     def _continue(
         self, cache, mask: torch.Tensor, last: torch.Tensor, tail: torch.Tensor, real: torch.Tensor
@@ -387,7 +461,7 @@ class FewShotEvaluator:
         """Log-likelihoods `[Q, C, L - 1]` of the tokens of `tail` `[Q, C, L]` but the first, on copies of `cache`."""
         num = tail.shape[1]
         cache = copy.deepcopy(cache)
-        cache.batch_repeat_interleave(num)
+        cache.reorder_cache(torch.arange(len(last), device=last.device).repeat_interleave(num))  # every kind can
         read = tail[..., :-1].flatten(0, 1)  # [Q * C, L - 1]
         positions = last.repeat_interleave(num)[:, None] + 1 + torch.arange(read.shape[1], device=read.device)
         whole = torch.cat((mask.repeat_interleave(num, dim=0), real[..., :-1].flatten(0, 1)), dim=1)

@@ -29,6 +29,14 @@ MODEL = pytest.mark.parametrize("family", ["opt", "llama"])
             {"pixel_values": images(1, 2), "image_mask": torch.ones(1, 3)},
             r"marks every image slot: expected shape \(1, 2\), got \(1, 3\)",
         ),
+        (
+            {"pixel_values": images(1, 2), "image_embeds": torch.zeros(1, 2, 3, 16)},
+            "Give pixel_values, image_features or image_embeds, one of the three",
+        ),
+        (
+            {"image_embeds": torch.zeros(1, 2, 3, 16), "image_mask": torch.ones(1, 3)},
+            r"marks every image slot: expected shape \(1, 2\), got \(1, 3\)",
+        ),
         ({"pixel_values": images(2, 2)}, "1 rows of text, but 2 rows of images"),
         (
             {"pixel_values": images(1, 2), "media_index": torch.zeros(1, 7, dtype=torch.long)},
@@ -164,6 +172,12 @@ def test_computed_positions_have_no_end(family):
 
 
 @torch.no_grad()
+def test_generation_from_embeddings_needs_a_cache():
+    embeds = flamingo("rwkv").get_input_embeddings()(tokens("abc")["input_ids"])
+    with pytest.raises(ValueError, match=r"inputs_embeds needs a cache, but RwkvForCausalLM.*give input_ids"):
+        flamingo("rwkv").generate(inputs_embeds=embeds, max_new_tokens=2)
+
+
 def test_a_prompt_with_images_is_read_in_one_piece():
     with pytest.raises(ValueError, match="prefill_chunk_size=None"):
         flamingo("opt").generate(**TEXT, pixel_values=images(1, 2), max_new_tokens=2, prefill_chunk_size=4)

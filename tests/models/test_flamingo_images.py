@@ -342,6 +342,21 @@ def test_generation_with_media_index_looks_where_the_last_token_looked(last):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("family", [*FAMILIES, "mpt", "mamba"])
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
+def test_generation_from_embeddings(family, settings):
+    model, text, pixels = flamingo(family), tokens("ab*cd*e", "x*yz", side="left"), images(2, 2)
+    shown = {"pixel_values": pixels, "image_mask": torch.tensor([[1, 1], [1, 0]])}
+    settings = {**settings, "max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
+    expected = model.generate(**text, **shown, **settings)[:, 7:]
+    index = (text["input_ids"] == IMAGE).cumsum(dim=1)
+    embeds = model.get_input_embeddings()(text["input_ids"])
+    mask = text["attention_mask"]
+    found = model.generate(inputs_embeds=embeds, attention_mask=mask, media_index=index, **shown, **settings)
+    assert torch.equal(found, expected)
+
+
+@torch.no_grad()
 def test_media_index_in_a_later_turn_counts_on():
     model, pixels = flamingo("llama"), images(1, 3)
     index = torch.tensor([[0, 1, 1, 2, 2, 2, 3, 3]])

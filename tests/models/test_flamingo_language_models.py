@@ -590,6 +590,52 @@ def test_the_language_model_may_lie_on_disk(tmp_path):
     assert_same_writing(write(model), written)
 
 
+@torch.no_grad()
+def test_a_device_map_may_put_everything_on_disk(tmp_path):
+    """Phi's head has a bias, which has left again when the trained rows' scores want it."""
+    model = attach(language_model("phi"), trained_token_ids=TRAINED)
+    model.save_pretrained(tmp_path / "whole")
+    load = partial(FlamingoForConditionalGeneration.from_pretrained, tmp_path / "whole")
+    offloaded = load(device_map={"": "disk"}, offload_folder=tmp_path / "offload")
+    assert all(parameter.is_meta for parameter in offloaded.parameters())
+    assert torch.equal(offloaded(**PROMPT).logits, model(**PROMPT).logits)
+    assert_same_writing(write(offloaded), write(model))
+    offloaded.save_flamingo_adapter(tmp_path / "adapter")
+    fresh = attach(language_model("phi"), trained_token_ids=TRAINED)
+    fresh.model.adapter.resampler.latents.zero_()
+    fresh.load_flamingo_adapter(tmp_path / "adapter")
+    assert_equal_tensors(fresh.model.adapter, model.model.adapter)
+    with pytest.raises(ValueError, match=r"adapter is offloaded.*keep it on a device"):
+        offloaded.load_flamingo_adapter(tmp_path / "adapter")
+    in_bfloat16 = load(
+        dtype=torch.bfloat16,
+        device_map={"model.vision_model": "cpu", "model.adapter": "cpu", "model.text_model": "disk"},
+        offload_folder=tmp_path / "halves",
+    )
+    assert torch.equal(in_bfloat16(**PROMPT).logits, load(dtype=torch.bfloat16)(**PROMPT).logits)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("parts", [("text",), ("vision",), ("text", "vision")], ids="+".join)
+def test_saved_with_parts_in_4_bits_it_loads_so(parts, tmp_path):
+    """What was in 4 bits before it was attached is so again; the adapter, and the head that was left out, never."""
+    pytest.importorskip("bitsandbytes")
+    sizes = {"hidden_size": 128, "intermediate_size": 128}
+    language_model("llama", num_hidden_layers=2, **sizes).save_pretrained(tmp_path / "text")
+    vision_model(**sizes).save_pretrained(tmp_path / "vision")
+    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
+    settings = {f"{part}_kwargs": {"quantization_config": quantization, "device_map": "cpu"} for part in parts}
+    model = attach(str(tmp_path / "text"), str(tmp_path / "vision"), trained_token_ids=TRAINED, **settings)
+    model.save_pretrained(tmp_path / "whole")  # before it answers: a CPU may pack the weights anew then
+    again = FlamingoForConditionalGeneration.from_pretrained(tmp_path / "whole", device_map="cpu")
+    kinds = [{name: type(module) for name, module in x.named_modules()} for x in (model, again)]
+    assert kinds[0] == kinds[1]
+    quantized = {name.split(".")[1] for name, kind in kinds[0].items() if kind.__name__ == "Linear4bit"}
+    assert quantized == {f"{part}_model" for part in parts}
+    assert_equal_tensors(again, model)
+    assert_same_writing(write(again), write(model))
+
+
 def test_rows_are_trained_on_a_language_model_in_4_bits(tmp_path):
     pytest.importorskip("bitsandbytes")
     sizes = {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 2}

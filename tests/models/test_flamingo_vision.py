@@ -69,6 +69,27 @@ def test_any_resolution_gives_the_same_number_of_latents(size, patches):
     assert features.pooler_output.shape == (1, 2, 3, 16)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("family", TOWERS)
+def test_a_tower_reads_images_of_another_size_than_its_own(family):
+    fields, extra = TOWERS[family]
+    tower = vision_model(family, **fields)
+    model, pixels = attach(language_model("opt"), tower), torch.randn(1, 2, 3, 12, 8)
+    stretches = {} if family.startswith("dinov2") else {"interpolate_pos_encoding": True}  # DINOv2 always does
+    states = tower(pixel_values=pixels[0], **stretches).last_hidden_state
+    features = model.get_image_features(pixels, interpolate_pos_encoding=True)
+    close(features.last_hidden_state, states[:, extra:], atol=0)
+    assert features.last_hidden_state.shape == (2, 6, 16)
+    expected = model(**TEXT, image_embeds=features.pooler_output).logits
+    close(model(**TEXT, pixel_values=pixels, interpolate_pos_encoding=True).logits, expected, atol=0)
+    settings = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None}
+    written = model.generate(**TEXT, pixel_values=pixels, interpolate_pos_encoding=True, **settings)
+    assert torch.equal(written, model.generate(**TEXT, image_embeds=features.pooler_output, **settings))
+    if family == "clip_vision_model":
+        with pytest.raises(ValueError, match=r"size \(12\*8\) doesn't match model"):
+            model(**TEXT, pixel_values=pixels)
+
+
 class ConvolutionsConfig(PreTrainedConfig):
     model_type = "test_convolutions"
     channels_last: bool = False

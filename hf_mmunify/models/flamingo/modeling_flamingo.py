@@ -38,10 +38,13 @@ import inspect
 import json
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate.utils import align_module_device
+from accelerate.utils.modeling import get_state_dict_offloaded_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
@@ -50,6 +53,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    BitsAndBytesConfig,
     GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
@@ -472,6 +476,14 @@ class FlamingoTokenRows(nn.Module):
         self.input_rows = nn.Parameter(torch.empty(num_tokens, embedding_size))
         self.output_rows = None if output_size is None else nn.Parameter(torch.empty(num_tokens, output_size))
 
+    def forward(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows at the input and at the output, `[tokens, D]` each.
+
+        A call, since what offloads or shards parameters brings them in for one; copies, since it takes them out again.
+        """
+        rows = self.input_rows.clone()
+        return rows, rows if self.output_rows is None else self.output_rows.clone()
+
 
 class FlamingoAdapter(nn.Module):
     """Everything that Flamingo trains: the resampler, the gated blocks, and the new tokens' rows."""
@@ -517,9 +529,11 @@ class FlamingoInputRowsHook:
         # Also where no forward pass is on: who embeds the text himself (prompt tuning) wants the rows that are trained
         if _reading.model not in (None, self.model):
             return output
-        rows = self.model.adapter.token_rows.input_rows * getattr(module, "embed_scale", 1.0)
-        for token_id, row in zip(self.model.config.trained_token_ids, rows.to(output.dtype)):
-            output = torch.where((args[0] == token_id)[..., None], row, output)
+        rows, _ = self.model.adapter.token_rows()
+        rows = (rows * getattr(module, "embed_scale", 1.0)).to(output)
+        input_ids = args[0].to(output.device)
+        for token_id, row in zip(self.model.config.trained_token_ids, rows):
+            output = torch.where((input_ids == token_id)[..., None], row, output)
         return output
 
 
@@ -532,11 +546,15 @@ class FlamingoOutputRowsHook:
     def __call__(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor:
         if self.model.media is None:
             return output
-        token_rows = self.model.adapter.token_rows
-        rows = token_rows.input_rows if token_rows.output_rows is None else token_rows.output_rows
+        _, rows = self.model.adapter.token_rows()
+        rows = rows.to(output.device)
         token_ids = torch.tensor(self.model.config.trained_token_ids, device=output.device)
-        bias = None if module.bias is None else module.bias[token_ids].to(rows.dtype)
-        scores = nn.functional.linear(args[0].to(rows.dtype), rows, bias)  # [B, T, tokens]
+        bias = None
+        if module.bias is not None:
+            # An offloaded head has left by now: accelerate, who moved it, brings it back
+            with align_module_device(module) if module.bias.is_meta else nullcontext():
+                bias = module.bias[token_ids].to(rows)
+        scores = nn.functional.linear(args[0].to(rows), rows, bias)  # [B, T, tokens]
         return output.index_copy(-1, token_ids, scores.to(output.dtype))
 
 
@@ -580,6 +598,23 @@ def find_num_positions(text_model: PreTrainedModel, config: PreTrainedConfig) ->
     tensors = [*text_model.named_parameters(), *text_model.named_buffers()]
     tables = [tensor for name, tensor in tensors if tensor.ndim == 2 and ("pos" in name or "wpe" in name)]
     return limit if any(limit <= len(table) <= limit + 2 for table in tables) else None  # OPT's table has 2 more rows
+
+
+def find_quantization(model: "FlamingoModel") -> BitsAndBytesConfig | None:
+    """What loads a saved Flamingo as it is, where one of its parts was quantised before it was attached."""
+    exact, found = ["adapter"], None
+    for prefix, part in (("vision_model", model.vision_model), ("text_model", model.text_model)):
+        quantization = None if part is None else getattr(part.config, "quantization_config", None)
+        if isinstance(quantization, BitsAndBytesConfig):
+            found = copy.deepcopy(quantization)
+            exact += [f"{prefix}.{name}" for name, module in part.named_modules() if type(module) is nn.Linear]
+        else:
+            exact.append(prefix)
+    if found is None:
+        return None
+    # Regular expressions, matched from the start of a name: the head puts a prefix before the parts of the base model
+    found.llm_int8_skip_modules = [rf"(?:.*\.)?{name}" for name in exact]
+    return found
 
 
 def build_part(auto_class: type, mapping, config: PreTrainedConfig) -> PreTrainedModel:
@@ -722,8 +757,12 @@ class FlamingoModel(FlamingoPreTrainedModel):
     def get_decoder(self) -> nn.Module:
         return self.text_model.base_model
 
-    def _encode(self, pixel_values: torch.Tensor, **kwargs: Unpack[TransformersKwargs]) -> ModelOutput:
+    def _encode(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs: Unpack[TransformersKwargs]
+    ) -> ModelOutput:
         """What the tower makes of images `[N, C, H, W]`; of its tokens `[N, V, D_v]` no class or register tokens."""
+        if interpolate_pos_encoding:  # not every tower knows the word
+            kwargs["interpolate_pos_encoding"] = True
         trained = torch.is_grad_enabled() and any(p.requires_grad for p in self.vision_model.parameters())
         with torch.set_grad_enabled(trained):
             # Not the pooled or post-normalised output: OpenFlamingo was trained on what the last layer gives
@@ -756,6 +795,7 @@ class FlamingoModel(FlamingoPreTrainedModel):
         pixel_values: torch.FloatTensor | None = None,
         image_features: torch.FloatTensor | None = None,
         image_mask: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         r"""
@@ -766,6 +806,8 @@ class FlamingoModel(FlamingoPreTrainedModel):
             What the vision tower made of the images, computed beforehand; in the place of `pixel_values`.
         image_mask (`torch.Tensor` of shape `(batch_size, num_images)`, *optional*):
             1 for an image, 0 for padding, which is never encoded.
+        interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
+            Whether the tower stretches its table of positions to images of another size than it was trained with.
 
         Returns:
             `pooler_output` of shape `(batch_size, num_images, num_latents, vision_hidden_size)`: the images after the
@@ -783,13 +825,13 @@ class FlamingoModel(FlamingoPreTrainedModel):
                 media, real = torch.zeros_like(media[:1]), real.new_zeros(1)
         tokens, tower = media.flatten(0, 1), {}  # [N * F, ...]
         if pixel_values is not None:
-            tower = self._encode(tokens, **kwargs)
+            tower = self._encode(tokens, interpolate_pos_encoding, **kwargs)
             tokens = tower.last_hidden_state  # [N * F, V, D_v]
         resampler = self.adapter.resampler
         latents = resampler(tokens.to(resampler.latents.dtype).unflatten(0, (-1, num_frames)))  # [N, R, D_v]
         if image_mask is not None:
             empty = latents.new_zeros(batch * num_images, *latents.shape[1:])
-            latents = empty.index_copy(0, real, latents)
+            latents = empty.index_copy(0, real.to(latents.device), latents)
             latents = latents.masked_fill(image_mask.to(latents.device).view(-1, 1, 1) == 0, 0.0)
         return BaseModelOutputWithPooling(
             last_hidden_state=tokens,
@@ -875,6 +917,10 @@ class FlamingoModel(FlamingoPreTrainedModel):
             )
         if num_new and image_embeds.shape[0] != batch:
             raise ValueError(f"There are {batch} rows of text, but {image_embeds.shape[0]} rows of images.")
+        if num_new and image_mask is not None and image_mask.shape != (batch, num_new):
+            raise ValueError(
+                f"image_mask marks every image slot: expected shape {(batch, num_new)}, got {tuple(image_mask.shape)}."
+            )
         if media_index is not None:
             if media_index.shape != (batch, length):
                 raise ValueError(
@@ -987,12 +1033,12 @@ class FlamingoModel(FlamingoPreTrainedModel):
                 chosen = held.long().argmax(dim=1)  # [B]
                 rows = torch.arange(len(chosen), device=chosen.device)
                 layer.slots = torch.where(held.any(dim=1, keepdim=True), last, 0)
-                layer.blocks = {
-                    index: tuple(
-                        states.unflatten(2, (media.slots.shape[1], -1))[rows, :, chosen] for states in key_value
-                    )
-                    for index, key_value in media.blocks.items()
-                }
+
+                def of_chosen(states: torch.Tensor) -> torch.Tensor:
+                    place = rows.to(states.device), slice(None), chosen.to(states.device)  # layers on several devices
+                    return states.unflatten(2, (media.slots.shape[1], -1))[place]  # [B, H, R, D]
+
+                layer.blocks = {index: tuple(map(of_chosen, pair)) for index, pair in media.blocks.items()}
         numbers = media.numbers
         if layer.numbers is not None and not torch.compiler.is_compiling():  # compiled steps keep their shapes
             numbers = torch.cat((layer.numbers, numbers), dim=1)
@@ -1012,6 +1058,7 @@ class FlamingoModel(FlamingoPreTrainedModel):
         image_mask: torch.Tensor | None = None,
         media_index: torch.LongTensor | None = None,
         use_cache: bool | None = None,
+        interpolate_pos_encoding: bool = False,
         **kwargs,
     ) -> tuple[ModelOutput, FlamingoMedia]:
         """Let `reader`, the language model or its body, read text while its layers look at the images."""
@@ -1043,8 +1090,16 @@ class FlamingoModel(FlamingoPreTrainedModel):
 
         past = FlamingoMediaLayer.of(past_key_values)
         past = None if past is None or past.numbers is None else past
-        if image_embeds is None and (pixel_values is not None or image_features is not None):
-            features = self.get_image_features(pixel_values, image_features, image_mask, return_dict=True)
+        if pixel_values is not None or image_features is not None:
+            if image_embeds is not None:
+                raise ValueError("Give pixel_values, image_features or image_embeds, one of the three.")
+            features = self.get_image_features(
+                pixel_values,
+                image_features,
+                image_mask,
+                interpolate_pos_encoding=interpolate_pos_encoding,
+                return_dict=True,
+            )
             image_embeds = features.pooler_output
         media = self._view_media(inputs, image_embeds, image_mask, media_index, past)
         if past_key_values is not None and (media.states is not None or past is None):
@@ -1075,6 +1130,7 @@ class FlamingoModel(FlamingoPreTrainedModel):
         image_mask: torch.Tensor | None = None,
         media_index: torch.LongTensor | None = None,
         use_cache: bool | None = None,
+        interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> FlamingoModelOutputWithPast:
         r"""
@@ -1090,6 +1146,8 @@ class FlamingoModel(FlamingoPreTrainedModel):
         media_index (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
             For each token the number of the image it looks at, from 1 along its row; 0 for none. By default the last
             image at or before the token, counted by the `<image>` tokens.
+        interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
+            Whether the tower stretches its table of positions to images of another size than it was trained with.
         """
         outputs, media = self.read(
             self.text_model.base_model,
@@ -1104,6 +1162,7 @@ class FlamingoModel(FlamingoPreTrainedModel):
             image_mask=image_mask,
             media_index=media_index,
             use_cache=use_cache,
+            interpolate_pos_encoding=interpolate_pos_encoding,
             **kwargs,
         )
         return FlamingoModelOutputWithPast(
@@ -1137,7 +1196,8 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
         """
         super().__init__(config)
         self.model = FlamingoModel(config, vision_model, text_model)
-        self._is_stateful = self.model.text_model._is_stateful  # no assisted decoding over a recurrent state
+        # No assisted decoding over a recurrent state, nor without a cache
+        self._is_stateful = self.model.text_model._is_stateful or self.model.cache_name is None
         self.post_init()
 
     @classmethod
@@ -1189,6 +1249,8 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
         config = FlamingoConfig(vision_config=vision_model.config, text_config=text_model.config, **config_kwargs)
         model = cls(config, vision_model, text_model)
         adapter = model.model.adapter.to(embeddings.weight.device)
+        if (quantization := find_quantization(model.model)) is not None:
+            config.quantization_config = quantization
         # CODEPATH: none without a processor to name them
         if config.trained_token_ids:
             with torch.no_grad():
@@ -1219,7 +1281,8 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
             "vision_model": None if vision_model is None else vision_model.name_or_path,
             "text_model": text_model.name_or_path,
         }
-        state = {name: tensor.detach().contiguous().cpu() for name, tensor in self.model.adapter.state_dict().items()}
+        state = get_state_dict_offloaded_model(self.model.adapter)
+        state = {name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}
         save_file(state, directory / "flamingo_adapter.safetensors", metadata={"format": "pt"})
         description = {"config": self.config.to_dict(), **parts}
         (directory / "flamingo_adapter.json").write_text(
@@ -1230,8 +1293,14 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
         """Load into this model's adapter what `save_flamingo_adapter` wrote, from a folder or a repository.
 
         Raises:
-            ValueError: when the adapter belongs to parts or settings of another shape; both are named.
+            ValueError: when the adapter belongs to parts or settings of another shape; both are named. When this
+                model's own adapter is offloaded, and nothing can be written into it.
         """
+        if any(parameter.is_meta for parameter in self.model.adapter.parameters()):
+            raise ValueError(
+                "This model's adapter is offloaded to the CPU or the disk, and nothing can be loaded into it there: "
+                "keep it on a device, as with device_map={'model.adapter': 0, ...}."
+            )
         state = load_file(cached_file(str(name_or_path), "flamingo_adapter.safetensors"))
         own = self.model.adapter.state_dict()
         wrong = sorted(
@@ -1293,6 +1362,7 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
         pixel_values: torch.FloatTensor | None = None,
         image_features: torch.FloatTensor | None = None,
         image_mask: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         r"""
@@ -1302,8 +1372,12 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
             What the vision tower made of them, computed beforehand; in the place of `pixel_values`.
         image_mask (`torch.Tensor` of shape `(batch_size, num_images)`, *optional*):
             1 for an image, 0 for padding.
+        interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
+            Whether the tower stretches its table of positions to images of another size than it was trained with.
         """
-        return self.model.get_image_features(pixel_values, image_features, image_mask, **kwargs)
+        return self.model.get_image_features(
+            pixel_values, image_features, image_mask, interpolate_pos_encoding, **kwargs
+        )
 
     @can_return_tuple
     @auto_docstring
@@ -1321,6 +1395,7 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
         media_index: torch.LongTensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
+        interpolate_pos_encoding: bool = False,
         logits_to_keep: int | torch.Tensor = 0,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -1338,6 +1413,8 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
         media_index (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
             For each token the number of the image it looks at, from 1 along its row; 0 for none. By default the last
             image at or before the token, counted by the `<image>` tokens.
+        interpolate_pos_encoding (`bool`, *optional*, defaults to `False`):
+            Whether the tower stretches its table of positions to images of another size than it was trained with.
         labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
             The tokens to learn, not shifted; -100 where nothing is to be learned. Padding and `<image>` never count.
         num_items_in_batch (`torch.Tensor` or `int`, *optional*):
@@ -1362,6 +1439,7 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
             image_mask=image_mask,
             media_index=media_index,
             use_cache=use_cache,
+            interpolate_pos_encoding=interpolate_pos_encoding,
             **({"logits_to_keep": logits_to_keep} if takes_kept else {}),
             **kwargs,
         )
@@ -1395,6 +1473,7 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
         pixel_values: torch.FloatTensor | None = None,
         image_features: torch.FloatTensor | None = None,
         image_mask: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
         **kwargs,
     ):
         r"""Go on writing a text that is interleaved with images; see [`~transformers.GenerationMixin.generate`].
@@ -1405,16 +1484,25 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
         Args:
             inputs (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 The prompt; `input_ids` says the same.
-            pixel_values, image_features, image_mask:
+            pixel_values, image_features, image_mask, interpolate_pos_encoding:
                 The prompt's images, as in `forward`.
             kwargs:
                 Everything that `GenerationMixin.generate` takes, and `image_embeds` and `media_index` of `forward`.
 
         Raises:
-            ValueError: when `prefill_chunk_size` would split a prompt that has images.
+            ValueError: when `prefill_chunk_size` would split a prompt that has images; when images are given twice;
+                when `inputs_embeds` are given to a language model that keeps no cache.
         """
         if pixel_values is not None or image_features is not None:
-            features = self.get_image_features(pixel_values, image_features, image_mask, return_dict=True)
+            if kwargs.get("image_embeds") is not None:
+                raise ValueError("Give pixel_values, image_features or image_embeds, one of the three.")
+            features = self.get_image_features(
+                pixel_values,
+                image_features,
+                image_mask,
+                interpolate_pos_encoding=interpolate_pos_encoding,
+                return_dict=True,
+            )
             kwargs["image_embeds"] = features.pooler_output
         if kwargs.get("image_embeds") is not None:
             kwargs["image_mask"] = image_mask
@@ -1422,6 +1510,11 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
             if kwargs.get("prefill_chunk_size", generation_config.prefill_chunk_size) is not None:
                 raise ValueError("A prompt with images is read in one piece: set prefill_chunk_size=None.")
         if self.model.cache_name is None:
+            if kwargs.get("inputs_embeds") is not None:
+                raise ValueError(
+                    f"Generating from inputs_embeds needs a cache, but {type(self.model.text_model).__name__} keeps a "
+                    "state of its own kind, which Flamingo cannot continue: give input_ids."
+                )
             logger.warning_once(
                 f"{type(self.model.text_model).__name__} keeps a recurrent state of its own kind, which Flamingo "
                 "cannot continue: every token is generated from the whole text again."
@@ -1448,6 +1541,7 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
         input_ids: torch.LongTensor,
         next_sequence_length: int | None = None,
         past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
         is_first_iteration: bool | None = False,
         image_embeds: torch.FloatTensor | None = None,
         image_mask: torch.Tensor | None = None,
@@ -1456,6 +1550,8 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
     ) -> dict:
         # The language model knows best how its inputs, positions and masks are made; only the images are ours
         cache = {} if past_key_values is None else {self.model.cache_name: past_key_values}
+        if inputs_embeds is not None:
+            kwargs["inputs_embeds"] = inputs_embeds
         inputs = self.model.text_model.prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=next_sequence_length,
