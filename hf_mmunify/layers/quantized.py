@@ -8,7 +8,7 @@ from torch import nn
 
 def is_quantized(tensor: torch.Tensor) -> bool:
     """Whether bitsandbytes packed this parameter: it has other numbers, and in 4 bits another shape, than it means."""
-    return _is_of_bitsandbytes(tensor)
+    return type(tensor).__name__ in ("Params4bit", "Int8Params")  # torch.compile can follow that in a forward
 
 
 def true_shape(tensor: torch.Tensor) -> torch.Size:
@@ -34,7 +34,7 @@ def copy_parameter(origin: torch.Tensor, holder: nn.Module, name: str) -> None:
     module = holder.get_submodule(path)
     if not is_quantized(origin):
         getattr(module, leaf).copy_(origin)
-    elif _is_of_bitsandbytes(module):
+    elif _quantizes(module):
         setattr(module, leaf, deepcopy(origin))
     else:
         raise ValueError(
@@ -70,9 +70,10 @@ class QuantizedLoadingMixin:
 
     def _not_quantized(self) -> dict[str, nn.Module]:
         """The layers that bitsandbytes has for quantised weights, and whose weights are not."""
-        modules = {name: module for name, module in self.named_modules() if _is_of_bitsandbytes(module)}
+        modules = {name: module for name, module in self.named_modules() if _quantizes(module)}
         return {name: module for name, module in modules.items() if not is_quantized(module.weight)}
 
 
-def _is_of_bitsandbytes(thing: torch.Tensor | nn.Module) -> bool:
-    return type(thing).__module__.partition(".")[0] == "bitsandbytes"
+def _quantizes(module: nn.Module) -> bool:
+    """Whether it is a layer of bitsandbytes, whose weight may be quantised."""
+    return type(module).__module__.partition(".")[0] == "bitsandbytes"
