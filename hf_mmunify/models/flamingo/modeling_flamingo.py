@@ -61,6 +61,7 @@ from transformers import (
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
@@ -626,6 +627,18 @@ def build_part(auto_class: type, mapping, config: PreTrainedConfig) -> PreTraine
     return auto_class.from_config(config)
 
 
+@torch.no_grad()
+def copy_rows(table: nn.Module, rows: nn.Parameter, token_ids: list[int]) -> None:
+    """Copy rows of the language model's table to those that are trained, also where ZeRO-3 has divided both."""
+    gathered = nullcontext()
+    if is_deepspeed_zero3_enabled():
+        import deepspeed
+
+        gathered = deepspeed.zero.GatheredParameters([table.weight, rows], modifier_rank=0)
+    with gathered:
+        rows.copy_(table.weight[token_ids])
+
+
 @auto_docstring
 class FlamingoPreTrainedModel(ComposedModelMixin, PreTrainedModel):
     config: FlamingoConfig
@@ -640,6 +653,12 @@ class FlamingoPreTrainedModel(ComposedModelMixin, PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+
+    def post_init(self) -> None:
+        super().post_init()
+        # Parts name layers of their whole family (CLIP's vision tower the text embeddings), but FSDP, which divides a
+        # model by these names, stops at one that is not in it
+        self._no_split_modules &= {type(module).__name__ for module in self.modules()}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -1247,17 +1266,17 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
         if hasattr(vision_model, "timm_model"):  # whose config does not tell
             config_kwargs.setdefault("vision_hidden_size", vision_model.timm_model.num_features)
         config = FlamingoConfig(vision_config=vision_model.config, text_config=text_model.config, **config_kwargs)
-        model = cls(config, vision_model, text_model)
+        # `_from_config` divides the adapter among the processes while it is made, as ZeRO-3 did with the parts
+        make = cls._from_config if is_deepspeed_zero3_enabled() else cls
+        model = make(config, vision_model=vision_model, text_model=text_model)
         adapter = model.model.adapter.to(embeddings.weight.device)
         if (quantization := find_quantization(model.model)) is not None:
             config.quantization_config = quantization
         # CODEPATH: none without a processor to name them
         if config.trained_token_ids:
-            with torch.no_grad():
-                adapter.token_rows.input_rows.copy_(embeddings.weight[config.trained_token_ids])
-                if adapter.token_rows.output_rows is not None:
-                    head = text_model.get_output_embeddings().weight
-                    adapter.token_rows.output_rows.copy_(head[config.trained_token_ids])
+            copy_rows(embeddings, adapter.token_rows.input_rows, config.trained_token_ids)
+            if adapter.token_rows.output_rows is not None:
+                copy_rows(text_model.get_output_embeddings(), adapter.token_rows.output_rows, config.trained_token_ids)
         model.generation_config = copy.deepcopy(text_model.generation_config)  # the language model's stays as it is
         # CODEPATH: as above
         if config.end_of_chunk_token_id is not None:
