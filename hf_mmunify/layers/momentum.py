@@ -47,6 +47,24 @@ class MomentumMixin:
         self.reset_momentum(only=absent)
 
     @torch.no_grad()
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        """As transformers' own; the copies keep what they have, and start with their parts' rows for new tokens."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        for followed, copy, name in self._followed_and_copy():
+            if copy.shape != followed.shape and not is_quantized(copy):
+                rows, kept = followed.detach().clone(), min(len(copy), len(followed))
+                rows[:kept] = copy[:kept]
+                path, _, leaf = name.rpartition(".")
+                module = self.get_submodule(path)
+                setattr(module, leaf, nn.Parameter(rows, requires_grad=False))
+                if isinstance(module, nn.Embedding):
+                    module.num_embeddings = len(rows)
+                elif isinstance(module, nn.Linear):
+                    module.out_features = len(rows)
+        self.tie_weights()
+        return embeddings
+
+    @torch.no_grad()
     def reset_momentum(self, only: list[torch.Tensor] | None = None) -> None:
         """Make the copies equal to their parts, and not trained.
 

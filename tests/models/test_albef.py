@@ -157,6 +157,35 @@ def test_without_copies_a_model_is_half_as_large(pretrained, tmp_path):
     assert same(again.model_m, light.model) and not any(p.requires_grad for p in again.model_m.parameters())
 
 
+HEADS = {
+    RETRIEVAL: AlbefForImageTextRetrieval,
+    PRETRAINING: AlbefForPreTraining,
+    ANSWERING: AlbefForQuestionAnswering,
+    REASONING: AlbefForImagesAndTextClassification,
+    "AutoModelForVisualEntailment": AlbefForVisualEntailment,
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_tokens_can_be_added(name, tmp_path):
+    model, words = ROW.model(name), ROW.config().text_config.vocab_size
+    model.model_m.get_input_embeddings().weight.add_(1.0)
+    copy = model.model_m.get_input_embeddings().weight.clone()
+    model.resize_token_embeddings(words + 3)
+    online, slow = model.get_input_embeddings().weight, model.model_m.get_input_embeddings().weight
+    assert len(online) == len(slow) == words + 3 and not slow.requires_grad
+    assert torch.equal(slow[:words], copy) and torch.equal(slow[words:], online[words:])
+    batch = batch_of(name)
+    for key in {"input_ids", "labels"} & batch.keys():
+        batch[key] = torch.where(batch[key] == batch["input_ids"][0, 1], words + 1, batch[key])
+    loss = model.train()(**batch).loss
+    loss.backward()
+    assert loss.isfinite() and online.grad[words + 1].abs().max() > 0
+    model.save_pretrained(tmp_path)
+    again = HEADS[name].from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(again.pop(key), value) for key, value in model.state_dict().items()) and not again
+
+
 # Original checkpoints ----------------------------------------------------------------------------------------------
 
 

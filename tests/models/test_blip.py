@@ -211,6 +211,32 @@ def test_a_teacher_can_be_added_saved_and_trained(tmp_path):
         again.add_momentum_teacher(6)
 
 
+@pytest.mark.parametrize("name", ["AutoModelForVisualQuestionAnswering", "AutoModelForImageTextRetrieval"])
+def test_tokens_can_be_added(name, tmp_path):
+    """To questions and to answers; and the teacher's table follows."""
+    model, words = ROW.model(name), ROW.config().text_config.vocab_size
+    teacher = None
+    if name == "AutoModelForImageTextRetrieval":
+        model.add_momentum_teacher(queue_size=6)
+        teacher = model.text_encoder_m.get_input_embeddings().weight.clone()
+    model.resize_token_embeddings(words + 3)
+    batch = ROW.training_batch(name)
+    for key in {"input_ids", "labels"} & batch.keys():
+        batch[key] = torch.where(batch[key] == batch["input_ids"][0, 1], words + 1, batch[key])
+    loss = model.train()(**batch).loss
+    loss.backward()
+    tables = [
+        module for module in model.modules() if isinstance(module, torch.nn.Embedding) and len(module.weight) > words
+    ]
+    assert len(tables) == 2 and all(table.num_embeddings == words + 3 for table in tables)
+    if teacher is not None:
+        assert torch.equal(model.text_encoder_m.get_input_embeddings().weight[:words], teacher)
+    assert loss.isfinite() and all(t.weight.grad[words + 1].abs().max() > 0 for t in tables if t.weight.requires_grad)
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(again.pop(key), value) for key, value in model.state_dict().items()) and not again
+
+
 def test_a_checkpoint_without_a_teacher_gets_one(tmp_path):
     model = retrieval()
     model.config.queue_size = 8

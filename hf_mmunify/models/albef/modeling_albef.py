@@ -1108,6 +1108,11 @@ class AlbefForQuestionAnswering(AlbefDistilledModel):
         heads = {rf"^lm_head{copy}\.": f"text_decoder{copy}.lm_head." for copy in ("", "_m")}
         return super().from_pretrained(*args, key_mapping=key_mapping or heads, **kwargs)
 
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        """As transformers' own, of the questions' words and of the answers'."""
+        self.text_decoder.resize_token_embeddings(*args, **kwargs)
+        return super().resize_token_embeddings(*args, **kwargs)
+
     def read_question(
         self,
         pixel_values: torch.Tensor | None,

@@ -843,6 +843,11 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, transformers.BlipForQuestion
         self.decoder_start_token_id = config.text_config.bos_token_id
         self.post_init()
 
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
+        """As transformers' own, of the questions' words and of the answers'."""
+        self.text_decoder.resize_token_embeddings(*args, **kwargs)
+        return super().resize_token_embeddings(*args, **kwargs)
+
     def _read(
         self,
         input_ids: torch.Tensor,
