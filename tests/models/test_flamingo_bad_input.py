@@ -1,5 +1,7 @@
 """What Flamingo's model says about input that cannot be right: what was expected, what came, and what to do."""
 
+from functools import partial
+
 import pytest
 import torch
 from flamingo_parts import ADAPTER, IMAGE, VOCAB, attach, flamingo, images, language_model, tokens, vision_model
@@ -49,6 +51,17 @@ MODEL = pytest.mark.parametrize("family", ["opt", "llama"])
 def test_images_of_a_wrong_shape(given, message):
     with pytest.raises(ValueError, match=message):
         flamingo("opt")(**TEXT, **given)
+
+
+def test_parts_that_flamingo_cannot_sit_on(tmp_path):
+    with pytest.raises(ValueError, match=r"a causal language model with its head.*got LlamaModel"):
+        attach(language_model("llama").model)
+    attach(language_model("llama")).save_flamingo_adapter(tmp_path)
+    load = partial(FlamingoForConditionalGeneration.from_flamingo_adapter, tmp_path)
+    with pytest.raises(ValueError, match=r"does not say where its text_model is.*give text_model"):
+        load(vision_model=vision_model())
+    with pytest.raises(ValueError, match=r"vision tower of width 16, but the one given has 32"):
+        load(vision_model=vision_model(hidden_size=32), text_model=language_model("llama"))
 
 
 @torch.no_grad()

@@ -253,6 +253,11 @@ def test_text_and_images_that_do_not_fit(processor, images, text, message):
         processor(images=images, text=text)
 
 
+def test_videos_go_among_the_images(processor):
+    with pytest.raises(ValueError, match=r"Videos go among the images, each as a list of its frames"):
+        processor(videos=[[PICTURE, OTHER]], text="<image> a")
+
+
 @pytest.mark.parametrize(
     "image, message",
     [

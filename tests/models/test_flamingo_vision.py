@@ -4,7 +4,7 @@ import pytest
 import torch
 from flamingo_parts import ADAPTER, IMAGE, VISION, attach, flamingo, images, language_model, tokens, vision_model
 from torch import nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
 from hf_mmunify.models.flamingo import FlamingoConfig, FlamingoForConditionalGeneration, FlamingoModel
@@ -47,6 +47,19 @@ def test_the_resampler_gets_the_patches_of_every_tower(family, tmp_path):
     model.save_pretrained(tmp_path)
     again = FlamingoForConditionalGeneration.from_pretrained(tmp_path)
     close(again(**TEXT, pixel_values=pixels).logits, model(**TEXT, pixel_values=pixels).logits, atol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_of_a_pair_the_vision_half_is_taken(family, tmp_path):
+    half = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = AutoConfig.for_model(family, text_config={**half, "vocab_size": 50}, vision_config=VISION)
+    pair, pixels = AutoModel.from_config(config).eval(), images(1, 2)
+    pair.save_pretrained(tmp_path)
+    states = pair.vision_model(pixel_values=pixels[0]).last_hidden_state
+    for given in (pair, str(tmp_path)):
+        found = attach(language_model("opt"), given).get_image_features(pixels).last_hidden_state
+        close(found, states[:, -4:], atol=1e-6)
 
 
 @torch.no_grad()
@@ -181,6 +194,12 @@ def test_a_model_without_a_tower(tmp_path):
     close(again(**TEXT, image_features=features).logits, expected, atol=0)
     with pytest.raises(ValueError, match=r"no vision tower.*give image_features"):
         model(**TEXT, pixel_values=images(1, 2))
+    model.save_flamingo_adapter(tmp_path / "adapter")
+    model.model.text_model.save_pretrained(tmp_path / "text")
+    again = FlamingoForConditionalGeneration.from_flamingo_adapter(
+        tmp_path / "adapter", text_model=str(tmp_path / "text")
+    )
+    close(again(**TEXT, image_features=features).logits, expected, atol=0)
 
 
 def test_features_train_the_adapter_as_pixels_do():

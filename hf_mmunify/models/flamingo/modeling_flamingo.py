@@ -1222,7 +1222,7 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
     @classmethod
     def from_vision_text_pretrained(
         cls,
-        vision_model: str | PreTrainedModel,
+        vision_model: str | PreTrainedModel | None,
         text_model: str | PreTrainedModel,
         processor=None,
         vision_kwargs: dict | None = None,
@@ -1232,8 +1232,9 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
         r"""Attach new adapters to a pre-trained vision tower and a pre-trained causal language model, both frozen.
 
         Args:
-            vision_model (`str` or `PreTrainedModel`):
-                A vision tower, or the repository or folder of one; of a CLIP-like pair the vision half is taken.
+            vision_model (`str` or `PreTrainedModel`, *optional*):
+                A vision tower, or the repository or folder of one; of a CLIP-like pair the vision half is taken. None
+                for features that are computed beforehand, whose width `vision_hidden_size` then says.
             text_model (`str` or `PreTrainedModel`):
                 A causal language model, or the repository or folder of one; it may be quantised.
             processor (`FlamingoProcessor`, *optional*):
@@ -1247,13 +1248,23 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
         Returns:
             `FlamingoForConditionalGeneration`: in evaluation mode; its gates are closed, so it writes exactly as the
             language model does.
+
+        Raises:
+            ValueError: when `text_model` is no causal language model, or its decoder layers are not found.
         """
         if isinstance(vision_model, str):
             vision_config = AutoConfig.from_pretrained(vision_model)
             vision_config = getattr(vision_config, "vision_config", vision_config)
             vision_model = AutoModel.from_pretrained(vision_model, config=vision_config, **(vision_kwargs or {}))
+        elif hasattr(getattr(vision_model, "config", None), "vision_config"):
+            vision_model = vision_model.vision_model
         if isinstance(text_model, str):
             text_model = AutoModelForCausalLM.from_pretrained(text_model, **(text_kwargs or {}))
+        if not text_model.can_generate():
+            raise ValueError(
+                "text_model should be a causal language model with its head, as AutoModelForCausalLM loads it; got "
+                f"{type(text_model).__name__}."
+            )
         embeddings = text_model.get_input_embeddings()
         if processor is not None:
             tokenizer = processor.tokenizer
@@ -1265,7 +1276,8 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
             config_kwargs.setdefault("trained_token_ids", [processor.end_of_chunk_token_id, processor.image_token_id])
         if hasattr(vision_model, "timm_model"):  # whose config does not tell
             config_kwargs.setdefault("vision_hidden_size", vision_model.timm_model.num_features)
-        config = FlamingoConfig(vision_config=vision_model.config, text_config=text_model.config, **config_kwargs)
+        vision_config = None if vision_model is None else vision_model.config
+        config = FlamingoConfig(vision_config=vision_config, text_config=text_model.config, **config_kwargs)
         # `_from_config` divides the adapter among the processes while it is made, as ZeRO-3 did with the parts
         make = cls._from_config if is_deepspeed_zero3_enabled() else cls
         model = make(config, vision_model=vision_model, text_model=text_model)
@@ -1343,7 +1355,11 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
         vision_kwargs: dict | None = None,
         text_kwargs: dict | None = None,
     ) -> "FlamingoForConditionalGeneration":
-        """A saved adapter on its frozen parts: those it was trained with, or the ones given."""
+        """A saved adapter on its frozen parts: those it was trained with, or the ones given.
+
+        Raises:
+            ValueError: when a part has another shape than the adapter's, or neither adapter nor caller names it.
+        """
         description = json.loads(Path(cached_file(str(name_or_path), "flamingo_adapter.json")).read_text())
         config = description["config"]
         fields = {name: config[name] for name in FlamingoConfig().to_dict() if name in config}
@@ -1352,11 +1368,24 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
         vocab_size = config["text_config"]["vocab_size"]
         vision_model = description["vision_model"] if vision_model is None else vision_model
         text_model = description["text_model"] if text_model is None else text_model
+        for name, part in (("vision_model", vision_model), ("text_model", text_model)):
+            if part == "":
+                raise ValueError(
+                    f"The adapter in {name_or_path} does not say where its {name} is, which came from no repository "
+                    f"or folder when the adapter was saved: give {name}."
+                )
         if isinstance(text_model, str):
             text_model = AutoModelForCausalLM.from_pretrained(text_model, **(text_kwargs or {}))
         if text_model.get_input_embeddings().num_embeddings < vocab_size:
             text_model.resize_token_embeddings(vocab_size)
         model = cls.from_vision_text_pretrained(vision_model, text_model, vision_kwargs=vision_kwargs, **fields)
+        width = (config["vision_config"] or {}).get("hidden_size")
+        given = getattr(model.config.vision_config, "hidden_size", None)
+        if given != width:
+            raise ValueError(
+                f"The adapter in {name_or_path} was made for a vision tower of width {width}, but the one given has "
+                f"{given}: give the tower that it was trained with."
+            )
         model.load_flamingo_adapter(name_or_path)
         return model
 

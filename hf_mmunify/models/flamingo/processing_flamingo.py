@@ -106,6 +106,10 @@ class FlamingoProcessor(ProcessorMixin):
         Raises:
             ValueError: when a text and its images do not fit each other, or an image cannot be used.
         """
+        if kwargs.pop("videos", None) is not None:
+            raise ValueError(
+                "Videos go among the images, each as a list of its frames: there is one <image> for each."
+            )
         if images is None and text is None:
             raise ValueError("Nothing to process: give text, images, or both.")
         merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
