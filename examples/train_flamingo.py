@@ -109,7 +109,10 @@ class DataArguments:
         default=0.5, metadata={"help": "Share of the documents whose text looks at the image after it."}
     )
     num_frames: int = field(default=8, metadata={"help": "Frames of a video."})
-    packing: bool = field(default=False, metadata={"help": "Put several documents into a row."})
+    packing: bool = field(
+        default=False,
+        metadata={"help": "Put several documents into a row (OPT, MPT, BLOOM and Falcon would read them as one)."},
+    )
     augment: bool = field(default=False, metadata={"help": "Flip images and change colours (not for digit scenes)."})
 
 

@@ -1,10 +1,12 @@
 """Collating documents: which token looks at which image, what is learned, and that no cut parts text from images."""
 
 import copy
+import inspect
 import io
 from itertools import pairwise
 
 import digit_parts
+import flamingo_parts
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 from tokenizers import pre_tokenizers
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
 from hf_mmunify.data import DigitScenes, InterleavedCollator, load_digit_scenes
 from hf_mmunify.training import ImageAugmentation
@@ -261,6 +263,26 @@ def test_rows_with_different_numbers_of_images(processor):
     blind = InterleavedCollator(processor)([{"text": "one"}, {"text": "two"}])  # a blank slot, so that DDP sees no gap
     assert blind["pixel_values"].shape[:2] == (2, 1) and blind["image_mask"].tolist() == [[0], [0]]
     assert not blind["media_index"].any()
+
+
+@pytest.mark.parametrize("family", flamingo_parts.LANGUAGE_MODELS)
+def test_language_models_that_keep_packed_documents_apart(processor, family):
+    """All but those that the collator names, whose masks do not follow the positions."""
+    rows = [{"text": "a red seven and a blue three"}, {"text": "how many objects are there"}]
+    alone, packed = (InterleavedCollator(processor, packing=packing)(rows) for packing in (False, True))
+    config = flamingo_parts.text_config(family, vocab_size=len(processor.tokenizer), pad_token_id=0)
+    model = flamingo_parts.draw(AutoModelForCausalLM.from_config(config))
+    shown = {name: {**batch, "use_cache": False} for name, batch in (("alone", alone), ("packed", packed))}
+    for batch in shown.values():
+        for name in ("labels", "media_index", "pixel_values", "image_mask"):
+            del batch[name]
+    if "position_ids" not in inspect.signature(type(model).forward).parameters:
+        del shown["packed"]["position_ids"]
+    with torch.no_grad():
+        second = model(**shown["alone"]).logits[1, : alone["attention_mask"][1].sum()]
+        last = model(**shown["packed"]).logits[0, -len(second) :]
+    leaks = not torch.allclose(second, last, atol=1e-5)
+    assert leaks is (family in ("opt", "mpt", "bloom", "falcon"))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

@@ -305,17 +305,19 @@ class Stop(TrainerCallback):
         control.should_training_stop = state.global_step == self.step
 
 
-@pytest.mark.parametrize("accumulate", [True, False])
-def test_a_resumed_run_ends_where_a_whole_one_does(tmp_path, accumulate):
-    """Stopped in the second epoch, after 3 of 5 updates; the collator draws as well."""
+@pytest.mark.parametrize("accumulate, is_half", [(True, True), (False, False)])
+def test_a_resumed_run_ends_where_a_whole_one_does(tmp_path, accumulate, is_half):
+    """Stopped in the second epoch, after 3 of 5 updates; the collator draws too. Frozen parts in bfloat16, or not."""
 
     def run(folder, stop=None, resume=False):
         set_seed(0)
         made = trainer(
             folder,
             MixtureDataset(digit_datasets(sizes=(4, 4, 2))),
+            cast_frozen_parts(digit_parts.flamingo()) if is_half else None,
             accumulate=accumulate,
             max_steps=5,
+            bf16=is_half,
             save_strategy="steps",
             save_steps=3,
             optim="adamw_torch",
@@ -334,6 +336,11 @@ def test_a_resumed_run_ends_where_a_whole_one_does(tmp_path, accumulate):
     assert distance(adapter_of(whole.model), adapter_of(resumed.model)) < 1e-6
     logs = [[log["loss"] for log in made.state.log_history if "loss" in log] for made in (whole, resumed)]
     assert len(logs[0]) == 5 and logs[0] == pytest.approx(logs[1], abs=1e-5)
+    frozen = torch.bfloat16 if is_half else torch.float32
+    assert {(value.requires_grad, value.dtype) for value in resumed.model.parameters()} == {
+        (True, torch.float32),
+        (False, frozen),
+    }
 
 
 def test_evaluation_of_a_mixture_trainer_is_the_plain_one(tmp_path):
@@ -345,6 +352,10 @@ def test_evaluation_of_a_mixture_trainer_is_the_plain_one(tmp_path):
         expected = [float(made.model(**collator()([scenes[place] for place in range(6)])).loss)]
     assert metrics["eval_loss"] == pytest.approx(np.mean(expected), rel=1e-4)
     assert not any(name.startswith("loss_") for log in made.state.log_history for name in log)
+    again = made.evaluate(MixtureDataset({"pairs": scenes}, shuffle=False))
+    assert again["eval_loss"] == pytest.approx(metrics["eval_loss"], rel=1e-6)
+    with pytest.raises(ValueError, match=r"here of \['pages', 'pairs'\].* give the datasets by name"):
+        made.evaluate(MixtureDataset({"pages": [{"text": "one"}], "pairs": [{"text": "two"}]}))
 
 
 @pytest.mark.parametrize(
@@ -444,13 +455,18 @@ def test_frozen_parts_in_half_precision(tmp_path):
         assert torch.equal(value.float(), other.float()), name
 
 
-def test_only_new_token_rows_are_trained(tmp_path):
-    made = trainer(tmp_path, max_steps=1)
+@pytest.mark.parametrize("family, is_tied", [("llama", False), ("opt", True)])
+def test_only_new_token_rows_are_trained(tmp_path, family, is_tied):
+    """And the optimizer holds a state of what is trained alone."""
+    made = trainer(tmp_path, model=digit_parts.flamingo(family), max_steps=1, optim="adamw_torch")
     before = {name: value.clone() for name, value in made.model.state_dict().items()}
     made.train()
     changed = {name for name, value in made.model.state_dict().items() if not torch.equal(value, before[name])}
-    assert all(name.startswith("model.adapter.") for name in changed)
-    assert "model.adapter.token_rows.input_rows" in changed and "model.adapter.resampler.time_embedding" in changed
+    assert changed == {name for name in before if name.startswith("model.adapter.")}
+    rows = {name.rpartition(".")[2] for name in changed if ".token_rows." in name}
+    assert rows == ({"input_rows"} if is_tied else {"input_rows", "output_rows"})
+    held = {name for name, value in made.model.named_parameters() if value in made.optimizer.optimizer.state}
+    assert held == changed
 
 
 # Augmentation ------------------------------------------------------------------------------------------------------

@@ -125,8 +125,9 @@ class InterleavedCollator:
             Frames taken of each video, evenly spaced; `None` takes all, and all videos of a batch must have as many.
         packing (`bool`, defaults to `False`):
             Whether several documents share a row, as long as they fit `max_length`: fewer rows, less padding. Each
-            document sees its own images only; its own text only in training (without a cache) and in language models
-            whose masks follow `position_ids`: Llama, GPT-2, GPT-NeoX and most others, not OPT, MPT and BLOOM.
+            document sees its own images only; its own text only in training (without a cache: evaluate without
+            packing) and in language models whose masks follow `position_ids`: Llama, GPT-2, GPT-NeoX and most others,
+            not OPT, MPT, BLOOM and Falcon.
         transform (`Callable`, *optional*):
             Called with the frames of an image or video (one image: a list of one), as RGB pictures of PIL, and a
             `numpy` generator, returns frames: where augmentation goes (`hf_mmunify.training.ImageAugmentation`).

@@ -217,6 +217,9 @@ class MixtureCollator:
         collator (`Callable`): Rows to a batch. One with an argument `passes` (`InterleavedCollator`) learns how often
             the dataset of each row was passed through before.
         collators (`Mapping[str, Callable]`, *optional*): Those of datasets that need another.
+
+    Raises:
+        ValueError: the items are of several datasets.
     """
 
     def __init__(
@@ -229,6 +232,12 @@ class MixtureCollator:
         if not isinstance(items[0], MixtureItem):
             return self.collator(items)
         source = items[0].source
+        others = {item.source for item in items} - {source}
+        if others:
+            raise ValueError(
+                f"A micro-batch of a mixture is of one dataset, here of {sorted({source, *others})}: was the order "
+                "changed? To evaluate, give the datasets by name instead of a mixture: eval_dataset={'name': dataset}."
+            )
         collator = self.collators.get(source, self.collator)
         known = {}
         if "passes" in inspect.signature(collator).parameters:
@@ -341,7 +350,9 @@ class MixtureTrainer(Trainer):
         if "source" not in inputs:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs = dict(inputs)
-        source, share = inputs.pop("source"), inputs.pop("loss_share")
+        source, share = inputs.pop("source"), inputs.pop("loss_share", None)
+        if share is None:  # evaluated, no part of an update
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         number = None if num_items_in_batch is None else num_items_in_batch[source]
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=number)
         loss = share * loss
