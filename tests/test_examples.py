@@ -19,6 +19,7 @@ from datasets import DatasetDict
 from fakehub import FakeHub
 from peft import PeftModel
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -140,6 +141,21 @@ def test_lora_flamingo(flamingo, tmp_path, more):
     weights = (tmp_path / "adapter_model.safetensors").stat().st_size
     assert (weights < 50_000) is ("--freeze_adapter" in more)
     assert AutoProcessor.from_pretrained(tmp_path).image_token == "<image>"
+
+
+@pytest.mark.slow
+def test_lora_flamingo_in_4_bits_goes_on_where_it_stopped(flamingo, tmp_path):
+    """Two updates of three were saved; the third is the one of the run that was not stopped."""
+    pytest.importorskip("bitsandbytes")
+    arguments = ["--model_name_or_path", flamingo, "--max_rows", "24", "--rank", "2", "--load_in_4bit"]
+    arguments += [*TINY_TRAINING, "--lr_scheduler_type", "constant", "--save_strategy", "steps", "--save_steps", "2"]
+    for name, steps in (("whole", "3"), ("cut", "2"), ("cut", "3")):
+        script("lora_flamingo").main([*arguments, "--output_dir", str(tmp_path / name), "--max_steps", steps])
+    whole, cut, before = (
+        load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "cut", "cut/checkpoint-2")
+    )
+    assert all(torch.equal(value, cut[name]) for name, value in whole.items())
+    assert any("lora_B" in name and not torch.equal(value, before[name]) for name, value in whole.items())
 
 
 def test_generate(flamingo, tmp_path, capsys):
