@@ -38,7 +38,7 @@ import inspect
 import json
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +46,8 @@ import torch
 from accelerate.utils import align_module_device
 from accelerate.utils.modeling import get_state_dict_offloaded_model
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import distributed, nn
+from torch.distributed.tensor import DTensor
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_MAPPING,
@@ -627,15 +628,19 @@ def build_part(auto_class: type, mapping, config: PreTrainedConfig) -> PreTraine
     return auto_class.from_config(config)
 
 
+def gathered(parameters: list[nn.Parameter], writer: int | None = None) -> AbstractContextManager:
+    """Within it, what ZeRO-3 has divided is whole in every process, and what process `writer` changes in it stays."""
+    if not is_deepspeed_zero3_enabled():
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(parameters, modifier_rank=writer)
+
+
 @torch.no_grad()
 def copy_rows(table: nn.Module, rows: nn.Parameter, token_ids: list[int]) -> None:
-    """Copy rows of the language model's table to those that are trained, also where ZeRO-3 has divided both."""
-    gathered = nullcontext()
-    if is_deepspeed_zero3_enabled():
-        import deepspeed
-
-        gathered = deepspeed.zero.GatheredParameters([table.weight, rows], modifier_rank=0)
-    with gathered:
+    """Copy rows of the language model's table to those that are trained."""
+    with gathered([table.weight, rows], writer=0):
         rows.copy_(table.weight[token_ids])
 
 
@@ -1303,16 +1308,26 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
     def save_flamingo_adapter(self, save_directory: str | Path) -> None:
         """Save what Flamingo trains and nothing of the frozen parts: `flamingo_adapter.safetensors` and its `.json`.
 
-        The json holds the config and the names of the two parts, which `from_flamingo_adapter` loads again.
+        The json holds the config and the names of the two parts, which `from_flamingo_adapter` loads again. Where FSDP
+        or ZeRO-3 has divided the model, every process must call this, and the first one writes.
         """
-        directory = Path(save_directory)
+        directory, parameters = Path(save_directory), list(self.model.adapter.parameters())
+        is_divided = is_deepspeed_zero3_enabled() or any(isinstance(parameter, DTensor) for parameter in parameters)
+        with gathered(parameters):
+            state = {
+                name: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+                for name, tensor in get_state_dict_offloaded_model(self.model.adapter).items()
+            }
+            if not is_divided or distributed.get_rank() == 0:
+                self._write_flamingo_adapter(directory, state)
+
+    def _write_flamingo_adapter(self, directory: Path, state: dict[str, torch.Tensor]) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         vision_model, text_model = self.model.vision_model, self.model.text_model
         parts = {
             "vision_model": None if vision_model is None else vision_model.name_or_path,
             "text_model": text_model.name_or_path,
         }
-        state = get_state_dict_offloaded_model(self.model.adapter)
         state = {name: tensor.detach().contiguous().cpu() for name, tensor in state.items()}
         save_file(state, directory / "flamingo_adapter.safetensors", metadata={"format": "pt"})
         description = {"config": self.config.to_dict(), **parts}
@@ -1333,18 +1348,19 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
                 "keep it on a device, as with device_map={'model.adapter': 0, ...}."
             )
         state = load_file(cached_file(str(name_or_path), "flamingo_adapter.safetensors"))
-        own = self.model.adapter.state_dict()
-        wrong = sorted(
-            f"{name}: {_shape(own.get(name))} here, {_shape(state.get(name))} in the file"
-            for name in own.keys() | state.keys()
-            if name not in own or name not in state or own[name].shape != state[name].shape
-        )
-        if wrong:
-            raise ValueError(
-                f"The adapter in {name_or_path} was made for other parts or another config: {len(wrong)} tensors "
-                f"differ, first {'; '.join(wrong[:3])}. Compare flamingo_adapter.json with this model's config."
+        with gathered(list(self.model.adapter.parameters()), writer=0):
+            own = self.model.adapter.state_dict()
+            wrong = sorted(
+                f"{name}: {_shape(own.get(name))} here, {_shape(state.get(name))} in the file"
+                for name in own.keys() | state.keys()
+                if name not in own or name not in state or own[name].shape != state[name].shape
             )
-        self.model.adapter.load_state_dict(state)
+            if wrong:
+                raise ValueError(
+                    f"The adapter in {name_or_path} was made for other parts or another config: {len(wrong)} tensors "
+                    f"differ, first {'; '.join(wrong[:3])}. Compare flamingo_adapter.json with this model's config."
+                )
+            self.model.adapter.load_state_dict(state)
 
     @classmethod
     def from_flamingo_adapter(
