@@ -256,10 +256,11 @@ def test_settings_and_batches_that_cannot_be(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read from /proc, which Linux has")
 def test_memory_does_not_grow_with_a_cached_batch():
     """Peak memory over what the process holds before, in fresh processes: the benchmark at its smallest."""
     command = [sys.executable, str(ROOT / "benchmarks" / "contrastive_memory.py"), "--tiny", "--json"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=900)  # a busy machine takes minutes
     assert result.returncode == 0, result.stderr[-2000:]
     found = {(row["cached"], row["batch"]): row["megabytes"] for row in json.loads(result.stdout.splitlines()[-1])}
     (small, large) = sorted({batch for cached, batch in found if cached})
