@@ -33,7 +33,7 @@ from transformers import (
 
 import hf_mmunify  # noqa: F401  (registers the architectures)
 from hf_mmunify.data import InterleavedCollator, load_rows
-from hf_mmunify.training import last_complete_checkpoint, lora_config, qlora_config
+from hf_mmunify.training import CollatorEpochCallback, last_complete_checkpoint, lora_config, qlora_config
 
 
 @dataclass
@@ -88,6 +88,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         collate,
         train_dataset=load_rows(script_args.dataset_name, "vqa", size=script_args.max_rows),
         processing_class=processor,
+        callbacks=[CollatorEpochCallback(collator)],
     )
     result = trainer.train(resume_from_checkpoint=last_complete_checkpoint(args.output_dir))
     trainer.save_model()

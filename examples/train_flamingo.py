@@ -103,6 +103,10 @@ class DataArguments:
     )
     max_rows: int | None = field(default=None, metadata={"help": "Rows taken of each dataset."})
     streaming: bool = field(default=False, metadata={"help": "Read rows when they are needed."})
+    shuffle_buffer_size: int = field(
+        default=1000,
+        metadata={"help": "Rows of a stream of which the next one is drawn; 0 leaves the order to the stream."},
+    )
     max_images: int = field(default=5, metadata={"help": "Images of a document."})
     max_length: int = field(default=256, metadata={"help": "Tokens of a document."})
     next_image_probability: float = field(
@@ -162,9 +166,14 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         for name in data_args.datasets
     }
     sizes = {name: chosen[f"{name}_batch_size"] for name in rows}
-    mixture = (
-        StreamedMixture(rows, sizes) if data_args.streaming else MixtureDataset(rows, sizes, seed=args.data_seed or 0)
-    )
+    order = args.seed if args.data_seed is None else args.data_seed
+    if data_args.streaming:
+        if data_args.shuffle_buffer_size > 0:
+            buffer_size = data_args.shuffle_buffer_size
+            rows = {name: stream.shuffle(order, buffer_size=buffer_size) for name, stream in rows.items()}
+        mixture = StreamedMixture(rows, sizes)
+    else:
+        mixture = MixtureDataset(rows, sizes, seed=order)
     collator = InterleavedCollator(
         processor,
         max_images=data_args.max_images,

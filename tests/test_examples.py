@@ -30,6 +30,7 @@ from transformers import (
 
 from hf_mmunify.data import load_digit_scenes, load_rows
 from hf_mmunify.models.flamingo import FlamingoForConditionalGeneration
+from hf_mmunify.training import MixtureTrainer
 
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -120,6 +121,42 @@ def test_train_flamingo_goes_on_where_it_stopped(parts, tmp_path):
     whole, cut = (AutoModelForImageTextToText.from_pretrained(tmp_path / name) for name in ("whole", "cut"))
     for (name, one), other in zip(whole.named_parameters(), cut.parameters()):
         assert torch.allclose(one, other, atol=1e-6), name
+
+
+def test_train_flamingo_shuffles_streams_as_the_seed_says(parts, tmp_path, monkeypatch):
+    """Anew in every pass; and tables by the same seed."""
+    train_flamingo = script("train_flamingo")
+    mixtures = []
+
+    class Trainer(MixtureTrainer):
+        def train(self, *args, **kwargs):
+            mixtures.append(self.train_dataset)
+            raise InterruptedError
+
+    monkeypatch.setattr(train_flamingo, "MixtureTrainer", Trainer)
+    arguments = ["--language_model_name_or_path", parts["language"], "--vision_model_name_or_path", parts["vision"]]
+    arguments += [
+        "--output_dir",
+        str(tmp_path),
+        "--max_rows",
+        "12",
+        "--datasets",
+        "pairs",
+        "--resampler_num_layers",
+        "1",
+    ]
+    arguments += ["--gradient_accumulation_steps", "1", "--pairs_batch_size", "12", *TINY_TRAINING]
+    seen = []
+    for more in (["--streaming", "--shuffle_buffer_size", "0"], ["--streaming"], [], ["--seed", "1"]):
+        with pytest.raises(InterruptedError):
+            train_flamingo.main([*arguments, *more])
+        items = iter(mixtures[-1]) if "--streaming" in more else (mixtures[-1][0] for _ in range(2))
+        seen.append([[row["caption"] for row in next(items).rows] for _ in range(2)])
+    captions = load_digit_scenes("caption", size=12)[:]["caption"]
+    in_order, streamed, table, other_seed = seen
+    assert in_order[0] == captions
+    assert all(sorted(rows) == sorted(captions) for made in seen for rows in made)
+    assert len({tuple(rows) for rows in (captions, *streamed, table[0], other_seed[0])}) == 5
 
 
 def test_train_flamingo_goes_on_from_a_model(parts, flamingo, tmp_path):
@@ -260,6 +297,7 @@ def test_rows_come_from_digit_scenes_folders_and_files(tmp_path):
     DatasetDict({"test": scenes}).save_to_disk(tmp_path / "splits")
     streamed = load_rows(str(tmp_path / "splits"), "caption", split="test", streaming=True, size=1)
     assert [row["caption"] for row in streamed] == scenes[:1]["caption"]
+    assert load_rows(str(tmp_path / "saved"), "caption", streaming=True).num_shards == 3  # for as many workers
     with pytest.raises(ValueError, match=r"has the splits \['test'\], not 'train'"):
         load_rows(str(tmp_path / "splits"), "caption")
     (tmp_path / "files").mkdir()

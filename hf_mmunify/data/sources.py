@@ -9,6 +9,7 @@ from .digit_scenes import DigitScenes, load_digit_scenes
 
 
 DIGIT_SCENES = "digit-scenes"
+SHARDS = 16  # of a saved folder that is streamed: what the workers of a loader divide among themselves
 
 
 class DigitSceneRows(torch.utils.data.Dataset):
@@ -61,7 +62,7 @@ def load_rows(
             if split not in rows:
                 raise ValueError(f"{source} has the splits {list(rows)}, not {split!r}: name one of them.")
             rows = rows[split]
-        rows = rows.to_iterable_dataset() if streaming else rows
+        rows = rows.to_iterable_dataset(num_shards=max(1, min(SHARDS, len(rows)))) if streaming else rows
     else:
         name, _, config = (source, "", "") if folder.is_dir() else source.partition(":")
         rows = load_dataset(name, config or None, split=split, streaming=streaming)
