@@ -237,6 +237,24 @@ def test_tokens_can_be_added(name, tmp_path):
     assert all(torch.equal(again.pop(key), value) for key, value in model.state_dict().items()) and not again
 
 
+@pytest.mark.parametrize("name", ["AutoModelForImageTextToText", "AutoModelForVisualQuestionAnswering"])
+def test_joint_pretraining_leaves_a_whole_decoder(name, tmp_path):
+    """Its file has once what encoder and decoder share; captions and answers begin with all of it."""
+    pretrained = ROW.model("AutoModelForPreTraining")
+    pretrained.save_pretrained(tmp_path)
+    auto_class = getattr(transformers, name)
+    for load in (auto_class, type(ROW.model(name))):
+        model, report = load.from_pretrained(tmp_path, output_loading_info=True)
+        theirs = {key: value for key, value in pretrained.state_dict().items() if key.startswith("text_decoder.")}
+        ours = {key: value for key, value in model.state_dict().items() if key.startswith("text_decoder.")}
+        assert ours.keys() == theirs.keys() and all(torch.equal(value, theirs[key]) for key, value in ours.items())
+    assert name == "AutoModelForVisualQuestionAnswering" or not report["missing_keys"]
+    model.save_pretrained(tmp_path / "again")
+    again, report = type(model).from_pretrained(tmp_path / "again", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
+
+
 def test_a_checkpoint_without_a_teacher_gets_one(tmp_path):
     model = retrieval()
     model.config.queue_size = 8

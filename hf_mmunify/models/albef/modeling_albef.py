@@ -63,10 +63,8 @@ from ...layers import (
     FeatureQueue,
     MomentumMixin,
     QuantizedLoadingMixin,
-    copy_parameter,
+    copy_what_is_new,
     eager_attention_forward,
-    is_quantized,
-    true_shape,
 )
 from ...losses import (
     contrastive_loss,
@@ -511,18 +509,6 @@ class AlbefPreTrainedModel(ComposedModelMixin, QuantizedLoadingMixin, PreTrained
         if image_size is not None:
             (loaded[0] if isinstance(loaded, tuple) else loaded).resize_images(image_size)  # with the loading report
         return loaded
-
-
-def copy_what_is_new(source: nn.Module, target: nn.Module) -> None:
-    """Give `target` the weights of `source` where a checkpoint had none for it and the shapes are the same."""
-    for name, tensor in list(target.named_parameters()):
-        origin = source.get_parameter(name)
-        if true_shape(origin) != true_shape(tensor):
-            continue
-        if not is_quantized(origin):
-            init.copy_(tensor, origin)
-        elif not is_quantized(tensor):
-            copy_parameter(origin, target, name)
 
 
 @auto_docstring(

@@ -42,6 +42,7 @@ batch; a written answer does not look at padding; towers have no stochastic dept
 """
 
 import copy
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -61,7 +62,13 @@ from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import OutputRecorder
 
-from ...layers import FeatureQueue, MomentumMixin, QuantizedLoadingMixin, eager_attention_forward
+from ...layers import (
+    FeatureQueue,
+    MomentumMixin,
+    QuantizedLoadingMixin,
+    copy_what_is_new,
+    eager_attention_forward,
+)
 from ...losses import (
     causal_language_modeling_loss,
     contrastive_loss,
@@ -689,6 +696,32 @@ class BlipForConditionalGeneration(BlipPreTrainedModel, transformers.BlipForCond
         self.decoder_pad_token_id = config.text_config.pad_token_id
         self.post_init()
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike | None,
+        *args,
+        config: BlipConfig | str | os.PathLike | None = None,
+        key_mapping: dict[str, str] | None = None,
+        **kwargs,
+    ):
+        # Joint pre-training saves what its encoder and decoder share once, under the encoder's names
+        if key_mapping is None and pretrained_model_name_or_path is not None:
+            if isinstance(config, BlipConfig):
+                architectures = config.architectures
+            else:
+                settings, _ = BlipConfig.get_config_dict(config or pretrained_model_name_or_path, **kwargs)
+                architectures = settings.get("architectures")
+            if architectures == ["BlipForPreTraining"]:
+                key_mapping = {r"^text_encoder\.(?!.*\.attention\.)": "text_decoder.bert."}
+        return super().from_pretrained(
+            pretrained_model_name_or_path, *args, config=config, key_mapping=key_mapping, **kwargs
+        )
+
+    def save_pretrained(self, *args, save_original_format: bool = False, **kwargs) -> None:
+        """As transformers' own, under the names that the model has, whatever those of the file that it came from."""
+        super().save_pretrained(*args, save_original_format=save_original_format, **kwargs)
+
     @can_return_tuple
     @auto_docstring
     def forward(
@@ -842,6 +875,14 @@ class BlipForQuestionAnswering(BlipPreTrainedModel, transformers.BlipForQuestion
         self.decoder_pad_token_id = config.text_config.pad_token_id
         self.decoder_start_token_id = config.text_config.bos_token_id
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        words = self.text_encoder.embeddings.word_embeddings.weight
+        if module is self and vars(words).get("_is_hf_initialized"):
+            # Joint pre-training saves what its encoder and decoder share once, under the encoder's names
+            copy_what_is_new(self.text_encoder, self.text_decoder.bert)
 
     def resize_token_embeddings(self, *args, **kwargs) -> nn.Embedding:
         """As transformers' own, of the questions' words and of the answers'."""
