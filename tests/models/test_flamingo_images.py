@@ -135,6 +135,19 @@ def test_reading_by_image_equals_reading_by_mask(backend, monkeypatch):
 
 
 @torch.no_grad()
+def test_attention_to_many_images_is_shown():
+    """Also where each image would be read by its own tokens alone."""
+    model, text, pixels = attach(language_model("llama")), tokens("a*bc*de*fg*hi"), images(1, 4)
+    model.set_attn_implementation("eager")
+    output = model(**text, pixel_values=pixels, output_attentions=True)
+    close(output.logits, model(**text, pixel_values=pixels).logits)
+    assert len(output.cross_attentions) == 3
+    looked = output.cross_attentions[0].unflatten(-1, (4, 3)).sum(dim=-1)  # [1, H, T, M]
+    seen = (text["input_ids"] == IMAGE).cumsum(dim=1)[0]
+    close(looked[0, :, 1:], torch.eye(4)[seen[1:] - 1].expand(2, -1, -1))
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("again", [False, True], ids=["new images", "all images again"])
 def test_a_later_turn_extends_the_cache(family, again):

@@ -929,6 +929,7 @@ class FlamingoModel(FlamingoPreTrainedModel):
         image_mask: torch.Tensor | None,
         media_index: torch.LongTensor | None,
         past: FlamingoMediaLayer | None,
+        output_attentions: bool = False,
     ) -> FlamingoMedia:
         """Which token of `inputs` (ids `[B, T]` or embeddings `[B, T, D_t]`) sees which image (the paper's phi)."""
         (batch, length), device = inputs.shape[:2], inputs.device
@@ -978,6 +979,7 @@ class FlamingoModel(FlamingoPreTrainedModel):
         num_slots = slots.shape[1]
         states = image_embeds if num_new else None
         media = FlamingoMedia(states=states, slots=slots, numbers=numbers, past=past)
+        media.attentions = [] if output_attentions else None
         if num_slots == 0:
             return media
 
@@ -989,7 +991,8 @@ class FlamingoModel(FlamingoPreTrainedModel):
         flash = is_flash_attention_requested(self.config)
         if num_slots == 1:
             return media
-        if immediate and not torch.compiler.is_compiling() and (flash or num_slots > 2):
+        is_grouped = num_slots > 2 and not output_attentions  # the weights of a group are not those of all images
+        if immediate and not torch.compiler.is_compiling() and (flash or is_grouped):
             slot = torch.where(media.sees, visible.long().argmax(dim=-1) + 1, 0)
             groups = group_by_slot(slot, num_slots)  # [B, S, L]
             if flash or 2 * groups.shape[2] <= length:
@@ -1125,11 +1128,10 @@ class FlamingoModel(FlamingoPreTrainedModel):
                 return_dict=True,
             )
             image_embeds = features.pooler_output
-        media = self._view_media(inputs, image_embeds, image_mask, media_index, past)
+        weighed = bool(kwargs.get("output_attentions", self.config.output_attentions))
+        media = self._view_media(inputs, image_embeds, image_mask, media_index, past, weighed)
         if past_key_values is not None and (media.states is not None or past is None):
             media.blocks = {}
-        if kwargs.get("output_attentions", self.config.output_attentions):
-            media.attentions = []
         _reading.model, _reading.media = self, media
         try:
             outputs = reader(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
