@@ -15,9 +15,10 @@ from flamingo_parts import ADAPTER, EOC, IMAGE, attach, language_model, vision_m
 from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from transformers import AutoConfig
 from two_processes import on_two_processes
 
-from hf_mmunify.models.flamingo import FlamingoForConditionalGeneration
+from hf_mmunify.models.flamingo import FlamingoConfig, FlamingoForConditionalGeneration
 
 
 TESTS = Path(__file__).resolve().parent
@@ -54,6 +55,38 @@ def test_a_divided_adapter_is_saved_whole(tmp_path):
     whole, saved = (load_file(tmp_path / name / "flamingo_adapter.safetensors") for name in ("whole", "divided"))
     assert whole.keys() == saved.keys()
     assert all(torch.equal(whole[name], saved[name]) for name in whole)
+
+
+# Language models of the shapes that the presets are for
+LANGUAGE_MODELS = {
+    "flamingo-3b": ("opt", 2048, 24, 32, {"word_embed_proj_dim": 2048, "ffn_dim": 8192}),
+    "openflamingo-3b": ("mpt", 2048, 24, 16, {"vocab_size": 50432}),
+    "openflamingo-4b": ("gpt_neox", 2560, 32, 32, {"intermediate_size": 10240, "vocab_size": 50432}),
+    "openflamingo-9b": ("mpt", 4096, 32, 32, {"vocab_size": 50432}),
+    "flamingo-9b": ("opt", 4096, 40, 32, {"word_embed_proj_dim": 4096, "ffn_dim": 16384}),
+    "flamingo-80b": ("llama", 8192, 80, 64, {"num_key_value_heads": 8, "intermediate_size": 28672}),
+}
+
+
+@pytest.mark.parametrize("preset", LANGUAGE_MODELS)
+def test_the_memory_that_the_readme_counts(preset):
+    family, width, layers, heads, more = LANGUAGE_MODELS[preset]
+    size = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "patch_size": 14}
+    config = FlamingoConfig.from_preset(
+        preset,
+        text_config=AutoConfig.for_model(family, **size, **more),
+        vision_config=AutoConfig.for_model("clip_vision_model", num_attention_heads=16, **vision),
+    )
+    with torch.device("meta"):
+        model = FlamingoForConditionalGeneration(config)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    frozen = model.num_parameters() - trained
+    gigabytes = (2 * frozen + 8 * 4 * trained, 8 * 4 * (frozen + trained), (2 * frozen + 16 * trained) / 8)
+    expected = [f"{frozen / 1e9:.1f}", f"{trained / 1e9:.1f}", *(f"{number / 1e9:,.0f}" for number in gigabytes[:2])]
+    text = (RECIPES / "README.md").read_text(encoding="utf-8")
+    (row,) = (line for line in text.splitlines() if line.startswith(f"| `{preset}`"))
+    assert [cell.strip() for cell in row.split("|")[2:-1]] == [*expected, f"{gigabytes[2] / 1e9:.1f}"]
 
 
 def run(*command: str) -> None:
