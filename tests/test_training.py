@@ -239,22 +239,35 @@ def test_round_robin_updates_on_one_dataset_at_a_time(tmp_path):
     assert logs == [{"loss_pages"}, {"loss_pairs"}]
 
 
-def test_datasets_of_a_mean_loss_are_averaged_over_their_micro_batches(tmp_path):
-    """A model whose loss takes no `num_items_in_batch`: the mean over the dataset's micro-batches, once a weight."""
+class Mean(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2))
 
-    class Mean(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = nn.Parameter(torch.zeros(2))
+    def forward(self, place, value):
+        return {"loss": ((1 + self.weight[place[0]]) * value).mean()}
 
-        def forward(self, place, value):
-            return {"loss": (self.weight[place[0]] * value).mean()}
+
+class Careless(Mean):
+    """As BLIP's of transformers: it takes the number of labels, and its loss is a mean all the same."""
+
+    def forward(self, place, value, labels, **kwargs):
+        return super().forward(place, value)
+
+
+@pytest.mark.parametrize("model", [Mean, Careless])
+def test_datasets_of_a_mean_loss_are_averaged_over_their_micro_batches(tmp_path, model):
+    """A model whose loss ignores `num_items_in_batch`: the mean over the dataset's micro-batches, once a weight."""
+
+    def collate(rows):
+        batch = {"place": torch.tensor([p for p, _ in rows]), "value": torch.tensor([v for _, v in rows])}
+        return {**batch, "labels": batch["place"][:, None].expand(-1, 7)} if model is Careless else batch
 
     data = {"a": [(0, 1.0), (0, 3.0)], "b": [(1, 10.0), (1, 50.0)]}
     made = MixtureTrainer(
-        Mean(),
+        model(),
         arguments(tmp_path, max_steps=1, per_device_train_batch_size=1, gradient_accumulation_steps=4),
-        lambda rows: {"place": torch.tensor([p for p, _ in rows]), "value": torch.tensor([v for _, v in rows])},
+        collate,
         train_dataset=MixtureDataset(data, shuffle=False),
         loss_weights={"b": 0.5},
     )

@@ -23,8 +23,9 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from .loss_scaling import TaskTrainer
 from .optimizer import NO_DECAY, decay_parameter_names
 
 
@@ -245,16 +246,16 @@ class MixtureCollator:
         return {**collator([row for item in items for row in item.rows], **known), "source": source}
 
 
-class MixtureTrainer(Trainer):
-    """`Trainer` on a mixture of datasets.
+class MixtureTrainer(TaskTrainer):
+    """`TaskTrainer` on a mixture of datasets.
 
     The loss of a dataset is the mean over its own tokens in an update, of all processes and micro-batches, times its
-    weight; an update descends their sum. A model whose loss takes no `num_items_in_batch` has the mean over
-    micro-batches instead.
+    weight; an update descends their sum. A model whose loss takes no `num_items_in_batch`, or makes nothing of it, has
+    the mean over micro-batches instead.
 
     Args:
         args:
-            As of `Trainer`, first of all `train_dataset`: a `MixtureDataset` or `StreamedMixture`. Of the
+            As of `TaskTrainer`, first of all `train_dataset`: a `MixtureDataset` or `StreamedMixture`. Of the
             `TrainingArguments`, `remove_unused_columns` must be off, and `gradient_accumulation_steps` counts
             micro-batches of all datasets together: a multiple of their number.
         loss_weights (`Mapping[str, float]`, *optional*):
@@ -267,7 +268,7 @@ class MixtureTrainer(Trainer):
         no_decay (`Sequence[str]`, defaults to `NO_DECAY`):
             Patterns of parameters without weight decay, beside norms and biases: resampler, gates, token rows.
         kwargs:
-            As of `Trainer`.
+            As of `TaskTrainer`.
 
     Raises:
         ValueError: the arguments do not fit a mixture; the message says which, and what fits.
@@ -322,6 +323,9 @@ class MixtureTrainer(Trainer):
         items = self.get_total_train_batch_size(self.args) // steps
         self.train_dataset.arrange(items, turn=1 if self.accumulate else steps)
         return super().get_train_dataloader()
+
+    def _ask_for_scaling(self, model: nn.Module, batch: dict[str, Any]) -> None:
+        super()._ask_for_scaling(model, {name: value for name, value in batch.items() if name != "source"})
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
