@@ -33,7 +33,13 @@ from transformers import (
 
 import hf_mmunify  # noqa: F401  (registers the architectures)
 from hf_mmunify.data import InterleavedCollator, load_rows
-from hf_mmunify.training import CollatorEpochCallback, last_complete_checkpoint, lora_config, qlora_config
+from hf_mmunify.training import (
+    CollatorEpochCallback,
+    cast_frozen_parts,
+    last_complete_checkpoint,
+    lora_config,
+    qlora_config,
+)
 
 
 @dataclass
@@ -69,12 +75,14 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if script_args.load_in_4bit:
         config = AutoConfig.from_pretrained(script_args.model_name_or_path)
         settings["quantization_config"] = qlora_config(config)
-    model = AutoModelForImageTextToText.from_pretrained(script_args.model_name_or_path, **settings)
+    model = AutoModelForImageTextToText.from_pretrained(script_args.model_name_or_path, dtype="float32", **settings)
     if script_args.load_in_4bit:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     overrides = {"modules_to_save": None} if script_args.freeze_adapter else {}
     model = get_peft_model(model, lora_config(model, r=script_args.rank, lora_alpha=2 * script_args.rank, **overrides))
     model.print_trainable_parameters()
+    if args.bf16 and not script_args.load_in_4bit:
+        cast_frozen_parts(model)
 
     collator = InterleavedCollator(processor, next_image_probability=0.0, seed=args.seed)
 

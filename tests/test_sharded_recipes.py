@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import digit_parts
 import pytest
 import torch
 from accelerate import FullyShardedDataParallelPlugin
@@ -15,10 +16,11 @@ from flamingo_parts import ADAPTER, EOC, IMAGE, attach, language_model, vision_m
 from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 from two_processes import on_two_processes
 
-from hf_mmunify.models.flamingo import FlamingoConfig, FlamingoForConditionalGeneration
+from hf_mmunify.models.flamingo import FlamingoConfig, FlamingoForConditionalGeneration, FlamingoProcessor
+from hf_mmunify.training import cast_frozen_parts
 
 
 TESTS = Path(__file__).resolve().parent
@@ -55,6 +57,37 @@ def test_a_divided_adapter_is_saved_whole(tmp_path):
     whole, saved = (load_file(tmp_path / name / "flamingo_adapter.safetensors") for name in ("whole", "divided"))
     assert whole.keys() == saved.keys()
     assert all(torch.equal(whole[name], saved[name]) for name in whole)
+
+
+def main_of(example: str):
+    spec = importlib.util.spec_from_file_location(f"recipe_{example}", TESTS.parent / "examples" / f"{example}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # so that its classes can be pickled
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def test_a_lora_on_a_model_of_two_precisions_trains_in_float32(tmp_path):
+    """As `train_flamingo.py --bf16` saves it: frozen parts in bfloat16, in which updates of the adapter were lost."""
+    parts = digit_parts.save_parts(tmp_path / "parts")
+    processor = FlamingoProcessor(
+        AutoImageProcessor.from_pretrained(parts["vision"]), AutoTokenizer.from_pretrained(parts["language"])
+    )
+    model = FlamingoForConditionalGeneration.from_vision_text_pretrained(
+        parts["vision"], parts["language"], processor=processor, resampler_num_layers=1
+    )
+    processor.save_pretrained(tmp_path / "start")
+    cast_frozen_parts(model).save_pretrained(tmp_path / "start")
+    arguments = ["--model_name_or_path", str(tmp_path / "start"), "--output_dir", str(tmp_path / "lora")]
+    arguments += ["--max_rows", "8", "--rank", "2", "--max_steps", "2", "--save_strategy", "no", "--disable_tqdm", "1"]
+    main_of("lora_flamingo")([*arguments, "--use_cpu", "--bf16"])
+    before = load_file(tmp_path / "start" / "model.safetensors")
+    trained = load_file(tmp_path / "lora" / "adapter_model.safetensors")
+    assert {weight.dtype for name, weight in before.items() if ".adapter." not in name} == {torch.bfloat16}
+    assert {weight.dtype for weight in trained.values()} == {torch.float32}
+    latents = trained["base_model.model.model.adapter.resampler.latents"]
+    moved = (latents - before["model.adapter.resampler.latents"]).abs().max()
+    assert 1e-5 < moved < 1e-3  # two updates of Adam with a rate of 2e-4
 
 
 # Language models of the shapes that the presets are for
