@@ -642,6 +642,14 @@ def test_ddp_equals_one_process(case, processes):
         assert distance(rank, alone) < 1e-5
 
 
+@every_model
+def test_layers_that_are_not_split_are_there(case):
+    """FSDP stops where a name of `_no_split_modules` is no layer of the model."""
+    model = case.model()
+    names = set(model._no_split_modules)
+    assert names <= {type(module).__name__ for module in model.modules()}
+
+
 @every_loss
 def test_fully_shard_equals_one_process(case, processes):
     """Outputs, gradients, and the weights after a step, with every layer and the root sharded over two ranks."""

@@ -13,6 +13,15 @@ class ComposedModelMixin:
         """
         return False
 
+    def post_init(self) -> None:
+        """As transformers' own; of what must not be split it keeps the names of layers that this model has.
+
+        Parts name layers of their whole family (CLIP's vision tower the text embeddings), heads those of the whole
+        model, but FSDP, which divides a model by these names, stops at one that is not in it.
+        """
+        super().post_init()
+        self._no_split_modules &= {type(module).__name__ for module in self.modules()}
+
     def save_pretrained(self, *args, save_original_format: bool = False, **kwargs) -> None:
         """As transformers' own, under the names that the model has.
 
