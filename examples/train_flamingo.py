@@ -44,7 +44,7 @@ from transformers import (
     set_seed,
 )
 
-from hf_mmunify.data import InterleavedCollator, load_rows
+from hf_mmunify.data import READ_PACKED_AS_ONE, InterleavedCollator, load_rows
 from hf_mmunify.models.flamingo import FLAMINGO_PRESETS, FlamingoForConditionalGeneration, FlamingoProcessor
 from hf_mmunify.training import (
     CollatorEpochCallback,
@@ -115,7 +115,7 @@ class DataArguments:
     num_frames: int = field(default=8, metadata={"help": "Frames of a video."})
     packing: bool = field(
         default=False,
-        metadata={"help": "Put several documents into a row (OPT, MPT, BLOOM and Falcon would read them as one)."},
+        metadata={"help": "Put several documents into a row (not for OPT, MPT, BLOOM and Falcon)."},
     )
     augment: bool = field(default=False, metadata={"help": "Flip images and change colours (not for digit scenes)."})
 
@@ -155,6 +155,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             language,
             processor=processor,
             **adapter,
+        )
+    family = model.config.get_text_config().model_type
+    if data_args.packing and family in READ_PACKED_AS_ONE:
+        raise ValueError(
+            f"--packing would let the documents of a row read each other in a language model of type {family!r}: "
+            "leave it out, or take a language model of another family (Llama, GPT-2, GPT-NeoX ...)."
         )
     if args.bf16:
         cast_frozen_parts(model)

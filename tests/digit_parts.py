@@ -89,12 +89,12 @@ def flamingo(family: str = "llama", awake: bool = True, seed: int = 0) -> Flamin
     return model
 
 
-def save_parts(folder: Path) -> dict[str, str]:
+def save_parts(folder: Path, family: str = "opt") -> dict[str, str]:
     """Vision tower and language model in two folders, as they come from the Hub, and their paths."""
     paths = {"vision": folder / "vision", "language": folder / "language"}
     vision_model().save_pretrained(paths["vision"])
     image_processor().save_pretrained(paths["vision"])
     tokenizer = word_tokenizer()
-    language_model("opt", vocab_size=len(tokenizer)).save_pretrained(paths["language"])
+    language_model(family, vocab_size=len(tokenizer)).save_pretrained(paths["language"])
     tokenizer.save_pretrained(paths["language"])
     return {name: str(path) for name, path in paths.items()}

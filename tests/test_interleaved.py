@@ -16,7 +16,7 @@ from tokenizers import pre_tokenizers
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 
-from hf_mmunify.data import DigitScenes, InterleavedCollator, load_digit_scenes
+from hf_mmunify.data import READ_PACKED_AS_ONE, DigitScenes, InterleavedCollator, load_digit_scenes
 from hf_mmunify.training import ImageAugmentation
 
 
@@ -282,7 +282,7 @@ def test_language_models_that_keep_packed_documents_apart(processor, family):
         second = model(**shown["alone"]).logits[1, : alone["attention_mask"][1].sum()]
         last = model(**shown["packed"]).logits[0, -len(second) :]
     leaks = not torch.allclose(second, last, atol=1e-5)
-    assert leaks is (family in ("opt", "mpt", "bloom", "falcon"))
+    assert leaks is (family in READ_PACKED_AS_ONE)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -297,12 +297,12 @@ def test_a_packed_row_is_worth_its_documents_alone(processor, family):
     assert packed["media_index"].max() == 6 and packed["pixel_values"].shape[:2] == (1, 6)
     assert int((packed["labels"] >= 0).sum()) == int((alone["labels"] >= 0).sum())
     with torch.no_grad():
-        losses = [float(model(**batch, num_items_in_batch=1, use_cache=False).loss) for batch in (alone, packed)]
+        losses = [float(model(**batch, num_items_in_batch=1).loss) for batch in (alone, packed)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     # the isolation is what makes them equal
     with torch.no_grad():
         del packed["position_ids"]
-        assert abs(float(model(**packed, num_items_in_batch=1, use_cache=False).loss) - losses[0]) > 1e-2
+        assert abs(float(model(**packed, num_items_in_batch=1).loss) - losses[0]) > 1e-2
 
 
 def test_rows_are_packed_where_there_is_room(processor):

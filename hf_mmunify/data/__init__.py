@@ -15,7 +15,7 @@ from .collators import (
     human_answers,
 )
 from .digit_scenes import VOCABULARY, DigitScenes, PlacedDigit, Scene, load_digit_scenes
-from .interleaved import InterleavedCollator, InterleavedDocument
+from .interleaved import READ_PACKED_AS_ONE, InterleavedCollator, InterleavedDocument
 from .masking import mask_tokens
 from .pictures import as_frames, as_picture
 from .sources import DigitSceneRows, load_rows

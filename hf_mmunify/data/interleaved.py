@@ -29,6 +29,10 @@ from transformers.image_utils import load_image
 from .pictures import as_frames, as_picture
 
 
+# Families of language models whose masks do not follow `position_ids`, so that documents in one row read each other
+READ_PACKED_AS_ONE = frozenset({"bloom", "falcon", "mpt", "opt"})
+
+
 @dataclass
 class InterleavedDocument:
     """A row of any of the known forms, made uniform.
@@ -125,9 +129,9 @@ class InterleavedCollator:
             Frames taken of each video, evenly spaced; `None` takes all, and all videos of a batch must have as many.
         packing (`bool`, defaults to `False`):
             Whether several documents share a row, as long as they fit `max_length`: fewer rows, less padding. Each
-            document sees its own images only; its own text only in training (without a cache: evaluate without
-            packing) and in language models whose masks follow `position_ids`: Llama, GPT-2, GPT-NeoX and most others,
-            not OPT, MPT, BLOOM and Falcon.
+            document sees its own images only; its own text only where there is no cache (as with labels) and in
+            language models whose masks follow `position_ids`: Llama, GPT-2, GPT-NeoX and most others, not those of
+            `READ_PACKED_AS_ONE`.
         transform (`Callable`, *optional*):
             Called with the frames of an image or video (one image: a list of one), as RGB pictures of PIL, and a
             `numpy` generator, returns frames: where augmentation goes (`hf_mmunify.training.ImageAugmentation`).
@@ -473,4 +477,4 @@ class InterleavedCollator:
         return images if mask.all() else {**images, "image_mask": mask}
 
 
-__all__ = ["InterleavedCollator", "InterleavedDocument"]
+__all__ = ["READ_PACKED_AS_ONE", "InterleavedCollator", "InterleavedDocument"]

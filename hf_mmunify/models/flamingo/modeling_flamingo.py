@@ -659,12 +659,6 @@ class FlamingoPreTrainedModel(ComposedModelMixin, PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
-    def post_init(self) -> None:
-        super().post_init()
-        # Parts name layers of their whole family (CLIP's vision tower the text embeddings), but FSDP, which divides a
-        # model by these names, stops at one that is not in it
-        self._no_split_modules &= {type(module).__name__ for module in self.modules()}
-
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -1491,6 +1485,8 @@ class FlamingoForConditionalGeneration(FlamingoPreTrainedModel, GenerationMixin)
         """
         # Not in the signature: Trainer evaluates no loss unless every argument with "label" in its name is given
         shift_labels = kwargs.pop("shift_labels", None)
+        if use_cache is None and past_key_values is None and (labels is not None or shift_labels is not None):
+            use_cache = False  # nothing follows; and with a cache, documents packed into one row would read each other
         takes_kept = "logits_to_keep" in inspect.signature(type(self.model.text_model).forward).parameters
         outputs, media = self.model.read(
             self.model.text_model,
