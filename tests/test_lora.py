@@ -4,15 +4,16 @@ That a LoRA trains, saves and loads again, also on 4-bit weights, is shown for e
 `test_conformance.py`.
 """
 
+import re
 from collections.abc import Callable
 
 import pytest
 import torch
 import transformers
 from peft import PeftModel, get_peft_model, prepare_model_for_kbit_training
-from tiny import TINY
+from tiny import TINY, auto_class, rows_of_answers
 from torch import nn
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedConfig
 
 from hf_mmunify.registry import ARCHITECTURES
 from hf_mmunify.training import guard_loss_scaling, lora, lora_config, qlora_config
@@ -339,3 +340,41 @@ def test_a_native_model_in_4_bits_trains_a_lora(name, tmp_path):
     adapted.save_pretrained(tmp_path / "lora")
     again = PeftModel.from_pretrained(load(), tmp_path / "lora")
     assert torch.allclose(answers(again, batch), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "name, head, new",
+    [
+        ("vilt", "AutoModelForVisualQuestionAnswering", "2 parts of ViltForQuestionAnswering: classifier.0, "),
+        (
+            "coca",
+            "AutoModelForImageClassification",
+            "5 parts of CocaForImageClassification: pooler.attention.q_proj, ",
+        ),
+        ("blip_2", "AutoModelForPreTraining", "1 part of Blip2ForPreTraining: generation_head.dense. "),
+    ],
+)
+def test_new_parts_stay_in_full_precision_beside_4_bits(name, head, new, tmp_path):
+    """Those that a preset names are drawn; where all is to be in 4 bits, loading says that they cannot be."""
+    row = TINY[name]
+    saved = "AutoModelForImageTextRetrieval" if name == "blip_2" else "AutoModel"
+    row.model(saved).save_pretrained(tmp_path)
+    everything = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    with pytest.raises(ValueError, match=f"got one without {re.escape(new)}.*name them in `llm_int8_skip_modules`"):
+        auto_class(head).from_pretrained(tmp_path, config=row.config(head), quantization_config=everything)
+    but_new = qlora_config(row.config(head), bnb_4bit_compute_dtype=torch.float32)
+    model = auto_class(head).from_pretrained(tmp_path, config=row.config(head), quantization_config=but_new)
+    outputs = model(**row.training_batch(head))
+    assert torch.isfinite(outputs.loss)
+
+
+def test_blip_2_answers_with_every_layer_in_4_bits(tmp_path):
+    row, head = TINY["blip_2"], "AutoModelForImageTextRetrieval"
+    exact = row.model(head)
+    exact.save_pretrained(tmp_path)
+    everything = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    model = auto_class(head).from_pretrained(tmp_path, quantization_config=everything)
+    batch = row.batch(0, head)
+    with torch.no_grad():
+        scores, expected = (rows_of_answers(each(**batch)) for each in (model, exact))
+    assert 0 < (scores - expected).norm() / expected.norm() < 0.5

@@ -59,12 +59,13 @@ class QuantizedLoadingMixin:
     def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
         # `from_pretrained` calls this when everything the checkpoint lacks has been drawn, copied or tied.
         if new := list(self._not_quantized()):
+            parts = "1 part" if len(new) == 1 else f"{len(new)} parts"
             raise ValueError(
-                f"expected a checkpoint with everything that is to be in 4 or 8 bits, got one without {len(new)} "
-                f"parts of {type(self).__name__}: {', '.join(new[:3])}{', ...' if len(new) > 3 else ''}. They are new "
-                "and have to be trained in full precision: name them in `llm_int8_skip_modules` of the "
-                "quantization_config (`hf_mmunify.training.qlora_config` names the heads), or load the checkpoint "
-                "without quantization, train, save, and load that."
+                f"expected a checkpoint with everything that is to be in 4 or 8 bits, got one without {parts} of "
+                f"{type(self).__name__}: {', '.join(new[:3])}{', ...' if len(new) > 3 else ''}. They are new and have "
+                "to be trained in full precision: name them in `llm_int8_skip_modules` of the quantization_config "
+                "(`hf_mmunify.training.qlora_config` names the heads), or load the checkpoint without quantization, "
+                "train, save, and load that."
             )
         super()._adjust_missing_and_unexpected_keys(loading_info)
 

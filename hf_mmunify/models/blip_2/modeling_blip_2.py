@@ -53,6 +53,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple
 
+from ...layers import QuantizedLoadingMixin
 from ...losses import (
     causal_language_modeling_loss,
     gather,
@@ -127,6 +128,11 @@ def decoder_start_token_id(config: Blip2QFormerConfig) -> int:
     return vars(config).get("decoder_start_token_id", config.vocab_size - 1)
 
 
+def cast_for(layer: nn.Linear, states: torch.Tensor) -> torch.Tensor:
+    """What the Q-Former gives, which stays in float32, as `layer` takes it; one in 4 or 8 bits casts it itself."""
+    return states.to(layer.weight.dtype) if layer.weight.is_floating_point() else states
+
+
 class Blip2GenerationHead(nn.Module):
     """BERT's head over the words; its last matrix is that of the word embeddings."""
 
@@ -141,7 +147,7 @@ class Blip2GenerationHead(nn.Module):
         return self.decoder(self.layernorm(self.activation(self.dense(hidden_states))))  # [B, T, vocabulary]
 
 
-class Blip2ForImageTextRetrieval(transformers.Blip2ForImageTextRetrieval):
+class Blip2ForImageTextRetrieval(QuantizedLoadingMixin, transformers.Blip2ForImageTextRetrieval):
     """BLIP-2's first stage for retrieval: contrast, and matching with hard negatives of all processes.
 
     `image_ids`, or `return_loss=True`, make `forward` compute the loss; then every process must hold as many pairs as
@@ -329,17 +335,17 @@ class Blip2ForImageTextRetrieval(transformers.Blip2ForImageTextRetrieval):
         return nn.functional.pad(attention_mask, (self.config.num_query_tokens, 0), value=1)
 
     def _image_features(self, queries: torch.Tensor) -> torch.Tensor:
-        queries = queries.to(self.vision_projection.weight.dtype)
+        queries = cast_for(self.vision_projection, queries)
         return nn.functional.normalize(self.vision_projection(queries), dim=-1)
 
     def _text_features(self, words: torch.Tensor) -> torch.Tensor:
-        words = words[:, 0].to(self.text_projection.weight.dtype)
+        words = cast_for(self.text_projection, words[:, 0])
         return nn.functional.normalize(self.text_projection(words), dim=-1)
 
     def _matching_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Scores [B, Q, 2] of each query, from states [B, Q + T, D]."""
         queries = hidden_states[:, : self.config.num_query_tokens]
-        return self.itm_head(queries.to(self.itm_head.weight.dtype))
+        return self.itm_head(cast_for(self.itm_head, queries))
 
     # Losses -------------------------------------------------------------------------------------------------------
 
@@ -554,7 +560,7 @@ class Blip2ForPreTraining(Blip2ForImageTextRetrieval):
         self, found: Blip2ImageTextOutput, words: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor
     ) -> None:
         """The mean over the words of all processes."""
-        found.lm_logits = self.generation_head(words.to(self.generation_head.dense.weight.dtype))
+        found.lm_logits = self.generation_head(cast_for(self.generation_head.dense, words))
         labels = self._begun(input_ids).masked_fill(attention_mask == 0, -100)  # [B, T]
         count = (labels[:, 1:] != -100).sum()
         if world_size() > 1:

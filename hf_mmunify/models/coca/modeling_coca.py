@@ -61,7 +61,7 @@ from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple, is_flash_attention_requested, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from ...layers import ComposedModelMixin, eager_attention_forward
+from ...layers import ComposedModelMixin, QuantizedLoadingMixin, eager_attention_forward
 from ...losses import contrastive_loss, masked_language_modeling_loss
 from .configuration_coca import CocaConfig, CocaTextConfig
 
@@ -356,7 +356,7 @@ def require_images(pixel_values: torch.Tensor | None, dimensions: str = "batch, 
 
 
 @auto_docstring
-class CocaPreTrainedModel(ComposedModelMixin, PreTrainedModel):
+class CocaPreTrainedModel(ComposedModelMixin, QuantizedLoadingMixin, PreTrainedModel):
     config: CocaConfig
     base_model_prefix = "model"
     input_modalities = ("image", "text")

@@ -51,7 +51,7 @@ from transformers.utils import TransformersKwargs, auto_docstring
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from ...layers import eager_attention_forward
+from ...layers import QuantizedLoadingMixin, eager_attention_forward
 from ...losses import (
     gather_without_gradient,
     image_text_matching_loss,
@@ -220,7 +220,7 @@ class ViltClassifier(nn.Sequential):
 
 
 @auto_docstring
-class ViltPreTrainedModel(transformers.ViltPreTrainedModel):
+class ViltPreTrainedModel(QuantizedLoadingMixin, transformers.ViltPreTrainedModel):
     _no_split_modules = ["ViltLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
