@@ -121,9 +121,12 @@ def test_reading_by_image_equals_reading_by_mask(backend, monkeypatch):
 
     by_image, gradients = run()
     group = modeling.group_by_slot
-    monkeypatch.setattr(
-        modeling, "group_by_slot", lambda slot, number: group(slot, number).repeat(1, 1, slot.shape[1])
-    )
+
+    def too_large(slot, *args):
+        groups = group(slot, *args)
+        return groups._replace(tokens=groups.tokens.repeat(1, slot.shape[1]))
+
+    monkeypatch.setattr(modeling, "group_by_slot", too_large)
     by_mask, expected = run()
     assert seen[0].groups is not None and seen[0].mask is None
     assert seen[1].groups is None and seen[1].mask is not None
@@ -520,3 +523,41 @@ def test_copies_are_independent():
         block.attention_gate.zero_()
     assert (twin(**prompt).logits - expected).abs().max() > 0.1
     close(model(**prompt).logits, expected, atol=0)
+
+
+@pytest.mark.parametrize(
+    "counts, size",
+    [
+        ([[0, 86, 85, 85], [1, 85, 85, 85]], 86),  # alike: a block an image
+        ([[3, 200, 1, 0], [0, 5, 0, 90]], 128),
+        ([[0, 40, 40, 40], [300, 0, 0, 0]], 40),
+        ([[6, 0, 0, 0], [6, 0, 0, 0]], 1),  # nothing is seen
+    ],
+)
+def test_tokens_are_grouped_by_the_image_they_see(counts, size):
+    length = max(map(sum, counts))
+    counts = torch.tensor([[row[0] + length - sum(row), *row[1:]] for row in counts])
+    order = torch.rand(2, length, generator=torch.Generator().manual_seed(0)).argsort(dim=1)
+    slot = torch.stack([torch.arange(4).repeat_interleave(row) for row in counts]).gather(1, order)  # [B, T]
+    groups = modeling.group_by_slot(slot, 3, num_latents=64)
+    assert groups.tokens.shape == (len(groups.images), size)
+    number, place = (groups.tokens < 2 * length).nonzero(as_tuple=True)
+    tokens = groups.tokens[number, place]
+    assert sorted(tokens.tolist()) == slot.flatten().nonzero().flatten().tolist()  # each token that sees one, once
+    seen = groups.images[number]
+    assert torch.equal(seen % 3 + 1, slot.flatten()[tokens]) and torch.equal(seen // 3, tokens // length)
+
+
+def test_images_that_no_token_sees_are_not_projected():
+    """As padding, or behind the last token: only what is read has keys and values, where nothing is remembered."""
+    model, projected = flamingo("opt"), []
+    block = next(iter(model.model.adapter.layers.values()))
+    block.attention.k_proj.register_forward_hook(lambda module, args, output: projected.append(output.shape[:-1]))
+    text, pixels = tokens("a*bc*de*fg" * 3, "a*bcdefghi" * 3), images(2, 12)
+    mask = torch.zeros(2, 12, dtype=torch.long)
+    mask[0, :9], mask[1, :3] = 1, 1
+    latents = model.config.resampler_num_latents
+    with torch.no_grad():
+        model(**text, pixel_values=pixels, image_mask=mask, use_cache=False)
+        model(**text, pixel_values=pixels, image_mask=mask, use_cache=True)
+    assert projected == [(1, 12 * latents), (2, 12 * latents)]

@@ -41,6 +41,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from accelerate.utils import align_module_device
@@ -217,17 +218,31 @@ class FlamingoMediaLayer(CacheLayerMixin):
         return found
 
 
+class FlamingoGroups(NamedTuple):
+    """Tokens in blocks of equal size; all of a block see the same image.
+
+    Attributes:
+        tokens (`LongTensor` `[G, C]`): positions in the flattened text; B * T fills up.
+        images (`LongTensor` `[G]`): the place of each block's image among all that have keys, row after row.
+    """
+
+    tokens: torch.LongTensor
+    images: torch.LongTensor
+
+
 @dataclass
 class FlamingoMedia:
     """What the blocks of one forward pass share: the images, and which token sees which.
 
     Attributes:
         states (`Tensor` `[B, M, R, D_v]`, *optional*): the images that are new in this pass.
+        shown (`Tensor` `[B, M * R, D_v]`, *optional*): the same as the blocks take them; where nothing is remembered
+            and tokens are grouped, those that a token sees alone, `[1, N * R, D_v]`.
         slots (`LongTensor` `[B, S]`): number of the image in each slot; 0 is empty.
         numbers (`LongTensor` `[B, T]`): number of the image that each token looks at; 0 is none.
         sees (`BoolTensor` `[B, T]`): whether the image a token looks at is there.
         mask: attention mask of the dense path, in the form that the attention backend takes.
-        groups (`LongTensor` `[B, S, L]`, *optional*): positions of the tokens that see each slot; T fills up.
+        groups (`FlamingoGroups`, *optional*): the tokens by the image they see, in the place of a mask.
         past (`FlamingoMediaLayer`, *optional*): the image remembered from earlier passes.
         blocks (`dict`, *optional*): collects each block's keys and values, when a cache will remember them.
         attentions (`list`, *optional*): collects each block's attention weights, when asked for.
@@ -236,12 +251,19 @@ class FlamingoMedia:
     states: torch.Tensor | None
     slots: torch.LongTensor
     numbers: torch.LongTensor
+    shown: torch.Tensor | None = None
     sees: torch.BoolTensor | None = None
     mask: torch.Tensor | None = None
-    groups: torch.LongTensor | None = None
+    groups: FlamingoGroups | None = None
     past: FlamingoMediaLayer | None = None
     blocks: dict | None = None
     attentions: list | None = None
+
+    def show_what_is_seen(self) -> None:
+        """Leave out images that no token sees, padding among them: no block projects them."""
+        images, place = torch.unique_consecutive(self.groups.images, return_inverse=True)
+        self.shown = self.states.flatten(0, 1).index_select(0, images.to(self.states.device)).flatten(0, 1)[None]
+        self.groups = self.groups._replace(images=place)
 
     @property
     def cross_attentions(self) -> tuple[torch.Tensor, ...] | None:
@@ -259,25 +281,37 @@ class FlamingoReading(threading.local):
 _reading = FlamingoReading()
 
 
-def group_by_slot(slot: torch.LongTensor, num_slots: int) -> torch.LongTensor:
-    """Positions of the tokens that see each image, so that an image is attended by its own tokens only.
+def group_by_slot(slot: torch.LongTensor, num_slots: int, num_latents: int) -> FlamingoGroups:
+    """Divide the tokens into blocks that see one image each, so that a token's attention costs one image.
+
+    The tokens of an image fill one block or several, all of one size: the one with the fewest rows to lay out.
 
     Args:
         slot (`torch.LongTensor` of shape `(batch, sequence)`): the slot each token sees, from 1; 0 is none.
-        num_slots (`int`): how many slots there are.
-
-    Returns:
-        `torch.LongTensor` of shape `(batch, num_slots, longest)`: token positions; `sequence` fills shorter groups.
+        num_slots (`int`): how many slots there are in a row.
+        num_latents (`int`): how many keys an image has.
     """
-    batch, length = slot.shape
-    order = slot.argsort(dim=1, stable=True)  # [B, T] tokens sorted by slot
-    count = slot.new_zeros(batch, num_slots + 1).scatter_add_(1, slot, torch.ones_like(slot))  # [B, S + 1]
-    start = count.cumsum(1) - count
-    longest = max(1, int(count[:, 1:].max()))
-    rank = torch.arange(longest, device=slot.device)
-    place = (start[:, 1:, None] + rank).clamp(max=length - 1)  # [B, S, L]
-    positions = order.gather(1, place.flatten(1)).view_as(place)
-    return positions.masked_fill(rank >= count[:, 1:, None], length)
+    (batch, length), device = slot.shape, slot.device
+    first = torch.arange(0, batch * num_slots, num_slots, device=device)[:, None]  # [B, 1]
+    image = torch.where(slot > 0, first + slot - 1, batch * num_slots).flatten()  # [B * T]
+    order = image.argsort(stable=True)  # [B * T] tokens sorted by image, those without one last
+    count = image.bincount(minlength=batch * num_slots + 1)[:-1]  # [B * S]
+    counts = count.tolist()
+    longest = max(counts)
+    if longest == 0:  # one block of nothing, so that no parameter is idle
+        return FlamingoGroups(order.new_full((1, 1), batch * length), order.new_zeros(1))
+
+    def rows(size: int) -> int:
+        return sum(-(-number // size) for number in counts) * (size + num_latents)
+
+    size = min((longest, *(2**power for power in range(5, longest.bit_length()))), key=rows)
+    blocks = (count + size - 1) // size  # [B * S]
+    images = torch.arange(len(count), device=device).repeat_interleave(blocks)  # [G]
+    done = size * (torch.arange(len(images), device=device) - (blocks.cumsum(0) - blocks)[images])  # in earlier blocks
+    rank = torch.arange(size, device=device)
+    place = (count.cumsum(0) - count)[images] + done  # [G]
+    tokens = order[(place[:, None] + rank).clamp(max=batch * length - 1)]  # [G, C]
+    return FlamingoGroups(tokens.masked_fill(rank >= (count[images] - done)[:, None], batch * length), images)
 
 
 class FlamingoAttention(nn.Module):
@@ -315,34 +349,36 @@ class FlamingoAttention(nn.Module):
         key: torch.Tensor,
         value: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        groups: torch.LongTensor | None = None,
+        groups: FlamingoGroups | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attend, `[B, T, query_width]` to `[B, T, query_width]`, and return the weights where the backend has them.
 
-        With `groups` `[B, S, L]` the N keys are S images of equal length and image s is read only by the tokens at
-        `groups[:, s]`: the same result as a mask, at the cost of one image a token.
+        With `groups` the N keys are images of equal length, each read by its own tokens alone: the same result as a
+        mask, at the cost of one image a token. Keys and values may then have other rows than the text.
         """
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        query = self.split_heads(self.q_proj(hidden_states))  # [B, H, T, D]
+        query = self.q_proj(hidden_states)  # [B, T, H * D]
         if query.device.type == "cpu" and query.dtype == torch.bfloat16 and attention_mask is None:
             attend = eager_attention_forward  # the CPU's fused kernel takes 2 to 6 times as long, forward and backward
         if groups is None:
             output, weights = attend(
-                self, query, key, value, attention_mask, scaling=self.scaling, is_causal=False
+                self, self.split_heads(query), key, value, attention_mask, scaling=self.scaling, is_causal=False
             )  # [B, T, H, D]
             return self.o_proj(output.flatten(2)), weights
-        (batch, heads, length, head_dim), (slots, longest) = query.shape, groups.shape[1:]
-        index = groups.flatten(1)[:, None, :, None].expand(-1, heads, -1, head_dim)  # [B, H, S * L, D]
-        query = query.gather(2, index.clamp(max=length - 1)).unflatten(2, (slots, longest))
-        query, key, value = (
-            states.transpose(1, 2).flatten(0, 1)  # [B * S, H, L or R, D]
-            for states in (query, key.unflatten(2, (slots, -1)), value.unflatten(2, (slots, -1)))
+        shape, tokens, flat = query.shape, groups.tokens.flatten(), query.flatten(0, 1)
+        query = flat.index_select(0, tokens.clamp(max=len(flat) - 1)).unflatten(0, groups.tokens.shape)
+        key, value = (
+            states.transpose(1, 2)
+            .unflatten(1, (-1, self.config.resampler_num_latents))
+            .flatten(0, 1)
+            .index_select(0, groups.images)  # [G, R, H, D]
+            .transpose(1, 2)
+            for states in (key, value)
         )
-        output, _ = attend(self, query, key, value, None, scaling=self.scaling, is_causal=False)  # [B * S, L, H, D]
-        output = output.flatten(2).unflatten(0, (batch, slots)).flatten(1, 2)  # [B, S * L, H * D]
-        spread = output.new_zeros(batch, length + 1, output.shape[-1])  # the last row takes what fills short groups
-        spread = spread.scatter(1, groups.flatten(1)[..., None].expand_as(output), output)
-        return self.o_proj(spread[:, :length]), None
+        output, _ = attend(self, self.split_heads(query), key, value, None, scaling=self.scaling, is_causal=False)
+        spread = output.new_zeros(len(flat) + 1, shape[-1])  # the last row takes what fills up the blocks
+        spread = spread.index_copy(0, tokens, output.flatten(2).flatten(0, 1))  # [B * T + 1, H * D]
+        return self.o_proj(spread[:-1].view(shape)), None
 
 
 class FlamingoFeedForward(nn.Module):
@@ -442,7 +478,7 @@ class FlamingoGatedCrossAttention(GradientCheckpointingLayer):
         media: torch.Tensor | None = None,
         past_key_value: tuple[torch.Tensor, torch.Tensor] | None = None,
         attention_mask: torch.Tensor | None = None,
-        groups: torch.LongTensor | None = None,
+        groups: FlamingoGroups | None = None,
         sees: torch.BoolTensor | None = None,
         return_key_value: bool = False,
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None, torch.Tensor | None]:
@@ -972,7 +1008,8 @@ class FlamingoModel(FlamingoPreTrainedModel):
             slots, numbers = torch.cat((past.slots, slots), dim=1), before + steps
         num_slots = slots.shape[1]
         states = image_embeds if num_new else None
-        media = FlamingoMedia(states=states, slots=slots, numbers=numbers, past=past)
+        shown = None if states is None else states.flatten(1, 2)  # [B, M * R, D_v]
+        media = FlamingoMedia(states=states, slots=slots, numbers=numbers, shown=shown, past=past)
         media.attentions = [] if output_attentions else None
         if num_slots == 0:
             return media
@@ -988,8 +1025,8 @@ class FlamingoModel(FlamingoPreTrainedModel):
         is_grouped = num_slots > 2 and not output_attentions  # the weights of a group are not those of all images
         if immediate and not torch.compiler.is_compiling() and (flash or is_grouped):
             slot = torch.where(media.sees, visible.long().argmax(dim=-1) + 1, 0)
-            groups = group_by_slot(slot, num_slots)  # [B, S, L]
-            if flash or 2 * groups.shape[2] <= length:
+            groups = group_by_slot(slot, num_slots, self.config.resampler_num_latents)
+            if flash or 2 * groups.tokens.numel() <= batch * length * num_slots:
                 media.groups = groups
                 return media
         if flash:
@@ -1029,7 +1066,7 @@ class FlamingoModel(FlamingoPreTrainedModel):
         past_key_value = None if media.past is None else media.past.blocks.get(index)
         looked, key_value, weights = block(
             hidden_states.to(block.attention_gate.dtype),
-            None if media.states is None else media.states.flatten(1, 2),  # [B, M * R, D_v]
+            media.shown,
             past_key_value,
             attention_mask=media.mask,
             groups=media.groups,
@@ -1126,6 +1163,8 @@ class FlamingoModel(FlamingoPreTrainedModel):
         media = self._view_media(inputs, image_embeds, image_mask, media_index, past, weighed)
         if past_key_values is not None and (media.states is not None or past is None):
             media.blocks = {}
+        elif media.groups is not None and past is None:
+            media.show_what_is_seen()
         _reading.model, _reading.media = self, media
         try:
             outputs = reader(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **kwargs)
