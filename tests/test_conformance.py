@@ -362,7 +362,8 @@ def test_outputs_can_be_looked_into(case):
         outputs = model(**batch, output_hidden_states=True, output_attentions=True)
         as_tuple = model(**batch, return_dict=False)
         named = dict(zip(model(**batch), as_tuple, strict=True))
-    assert torch.equal(answer(outputs, batch), plain) and torch.equal(answer(named, batch), plain)
+    assert torch.equal(answer(named, batch), plain)
+    close(answer(outputs, batch), plain)  # Flamingo has weights of a mask only, and else groups its tokens
     layers = model.config.get_text_config().num_hidden_layers
     inner = {
         f"{part}.{key}": v for part, tower in outputs.items() if isinstance(tower, dict) for key, v in tower.items()
