@@ -11,7 +11,12 @@ import torch
 from fakehub import FakeHub
 from peft import PeftModel
 from test_examples import EXAMPLES, script
-from transformers import AutoModelForImageTextToText, AutoModelForVideoClassification, AutoProcessor
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoModelForVideoClassification,
+    AutoModelForVisualQuestionAnswering,
+    AutoProcessor,
+)
 
 from hf_mmunify import AutoModelForVisualEntailment
 from hf_mmunify.data import load_rows
@@ -45,6 +50,11 @@ LORA = {
     "captioning": ("captioning", "blip", AutoModelForImageTextToText, {}),
     "entailment": ("visual_entailment", "vilt", AutoModelForVisualEntailment, {}),
     "video": ("video_classification", "timesformer", AutoModelForVideoClassification, {"num_labels": 8}),
+}
+QLORA = {  # heads that are new, and a decoder that starts as a copy
+    "captioning": LORA["captioning"],
+    "entailment": LORA["entailment"],
+    "questions": ("visual_question_answering", "albef", AutoModelForVisualQuestionAnswering, {}),
 }
 
 
@@ -82,13 +92,11 @@ def test_a_task_from_a_small_model_to_its_results(small, tmp_path, capsys, name)
     assert (tmp_path / "model.safetensors").is_file() and AutoProcessor.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "name, kind", [*((name, "--lora") for name in LORA), ("captioning", "--qlora"), ("entailment", "--qlora")]
-)
+@pytest.mark.parametrize("name, kind", [*((name, "--lora") for name in LORA), *((name, "--qlora") for name in QLORA)])
 def test_a_lora_of_a_task(small, tmp_path, name, kind):
     if kind == "--qlora":
         pytest.importorskip("bitsandbytes")
-    script_name, architecture, auto_class, settings = LORA[name]
+    script_name, architecture, auto_class, settings = (LORA if kind == "--lora" else QLORA)[name]
     results = run(small, script_name, architecture, tmp_path, kind, "--rank", "2", "--learning_rate", "0.01")
     assert json.loads((tmp_path / "results.json").read_text())["results"] == results
     base = auto_class.from_pretrained(small(architecture), **settings)

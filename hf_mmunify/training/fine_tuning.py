@@ -110,11 +110,7 @@ def load_for_task(auto_class: type, args: TaskArguments, **settings: Any) -> tup
     """
     processor = AutoProcessor.from_pretrained(args.model_name_or_path)
     if args.qlora:
-        quantization = qlora_config(AutoConfig.from_pretrained(args.model_name_or_path))
-        model, new = _load(auto_class, args, **settings, quantization_config=quantization)
-        if new:  # what was just drawn is trained in full, which 4 bits do not allow
-            quantization.llm_int8_skip_modules += [rf"{re.escape(name)}(?:\..*)?$" for name in new]
-            model, new = _load(auto_class, args, **settings, quantization_config=quantization)
+        model, new = _load_in_4_bits(auto_class, args, **settings)
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     else:
         model, new = _load(auto_class, args, **settings)
@@ -143,6 +139,27 @@ def _load(auto_class: type, args: TaskArguments, **settings: Any) -> tuple[PreTr
     )
     mismatched = {entry if isinstance(entry, str) else entry[0] for entry in loading["mismatched_keys"]}
     return model, _new_modules(model, {*loading["missing_keys"], *mismatched})
+
+
+def _load_in_4_bits(auto_class: type, args: TaskArguments, **settings: Any) -> tuple[PreTrainedModel, list[str]]:
+    """As [`_load`], in 4 bits: what starts as a copy is as its origin is, what is drawn stays in full precision."""
+    quantization = qlora_config(AutoConfig.from_pretrained(args.model_name_or_path))
+    try:
+        model, new = _load(auto_class, args, **settings, quantization_config=quantization)
+        new = [name for name in new if not _is_packed(model.get_submodule(name))]
+    except (
+        ValueError
+    ):  # so models of this package refuse to draw in 4 bits, and if it was something else, it comes again
+        _, new = _load(auto_class, args, **settings, device_map="meta")  # reads names and shapes only
+    if new:
+        quantization.llm_int8_skip_modules += [rf"{re.escape(name)}(?:\..*)?$" for name in new]
+        model, _ = _load(auto_class, args, **settings, quantization_config=quantization)
+    return model, new
+
+
+def _is_packed(module: nn.Module) -> bool:
+    """Whether bitsandbytes holds weights of this module in 4 bits."""
+    return any(type(parameter).__module__.partition(".")[0] == "bitsandbytes" for parameter in module.parameters())
 
 
 def _new_modules(model: nn.Module, drawn: set[str]) -> list[str]:
