@@ -9,6 +9,13 @@ layers of width 512, a vision tower of 12 layers of width 384, 64 latents, a blo
 
 Times are processor seconds of this process, so that other work on the machine disturbs them little; the contenders
 take turns in every round, and a ratio is taken within its round. Peak memory is that of a fresh process for each.
+Each trains with AdamW as its own recipe has it: that of transformers' `Trainer` is fused, OpenFlamingo's is not.
+
+An "update as published" is one of OpenFlamingo's training script: the gradients of interleaved documents and, twice as
+many, image-text pairs are added up, clipped, and applied. OpenFlamingo has its own layout (documents padded to 256
+tokens and 6 images, gradients of all words but the new ones erased), ours that of `InterleavedCollator`, with packing
+and without. Documents are new in every round, the same for all; how long they are, and how many images they have, is
+drawn from geometric distributions with the means of MMC4-core: 327 tokens and 4.1 images, of which up to 6 are kept.
 
 `--precision mixed` trains as the recipes of all three do: what is computed is autocast to bfloat16, what is trained
 stays in float32. Ours keeps its frozen parts in bfloat16, as its recipe says; `--frozen bfloat16`: all do.
@@ -18,6 +25,7 @@ device. `--compile` adds ours, compiled (decoding with a static cache).
 
 import argparse
 import copy
+import functools
 import importlib
 import json
 import os
@@ -30,19 +38,33 @@ import types
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
-from transformers import CLIPVisionConfig, CLIPVisionModel, IdeficsConfig, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    IdeficsConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 import hf_mmunify  # noqa: F401  (registers Flamingo)
 from hf_mmunify.conversion.engine import export_tensors
 from hf_mmunify.conversion.flamingo import convert
-from hf_mmunify.models.flamingo import FlamingoConfig, FlamingoForConditionalGeneration
+from hf_mmunify.data import InterleavedCollator
+from hf_mmunify.models.flamingo import FlamingoConfig, FlamingoForConditionalGeneration, FlamingoProcessor
 
 
 VOCABULARY, IMAGE, END_OF_CHUNK = 8194, 8193, 8192
 NEW_TOKENS = [END_OF_CHUNK, IMAGE]
 ROWS = 1  # how many times the rows of each batch are repeated
+DOCUMENTS, PAIRS = 4, 8  # of an update as published; OpenFlamingo's script has 32 and 64 a process
+MAX_TOKENS, MAX_IMAGES = 256, 6  # of a document, OpenFlamingo's defaults
 TEXT = {
     "vocab_size": VOCABULARY,
     "hidden_size": 512,
@@ -220,6 +242,70 @@ def inputs(length: int, *images: int) -> dict[str, torch.Tensor]:
     return {"ids": ids, "pixels": pixels, "mask": mask}
 
 
+def processor() -> FlamingoProcessor:
+    """A word for every token, and images of the tower's size."""
+    vocabulary = {f"w{number}": number for number in range(1, END_OF_CHUNK)}
+    vocabulary.update({"<pad>": 0, "<|endofchunk|>": END_OF_CHUNK, "<image>": IMAGE})
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = ["<|endofchunk|>", "<image>"]
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", additional_special_tokens=special)
+    side = {"height": VISION["image_size"], "width": VISION["image_size"]}
+    return FlamingoProcessor(CLIPImageProcessorPil(size=side, do_center_crop=False), tokenizer)
+
+
+def drawn_rows(number: int) -> tuple[list[dict], list[dict]]:
+    """Interleaved documents and image-text pairs, other ones for every `number`."""
+    rng = np.random.default_rng(number)
+
+    def image() -> Image.Image:
+        return Image.fromarray(rng.integers(0, 256, (VISION["image_size"], VISION["image_size"], 3), np.uint8))
+
+    def words(count: int) -> list[str]:
+        return [f"w{word}" for word in rng.integers(3, 8000, count)]
+
+    documents = []
+    while len(documents) < DOCUMENTS * ROWS:
+        count = min(int(rng.geometric(1 / 4.1)), MAX_IMAGES)
+        if count == 1 and rng.random() < 0.5:  # OpenFlamingo leaves out half of the documents with one image
+            continue
+        text = words(max(int(rng.geometric(1 / 327)), 8 * count))
+        for place in np.linspace(0, len(text), count, endpoint=False).astype(int)[::-1]:
+            text.insert(place, "<image>")
+        documents.append({"images": [image() for _ in range(count)], "text": " ".join(text)})
+    lengths = rng.integers(6, 30, PAIRS * ROWS)
+    return documents, [{"image": image(), "text": " ".join(words(length))} for length in lengths]
+
+
+def published(number: int) -> dict[str, list[dict[str, torch.Tensor]]]:
+    """The two batches of an update as published, for the documents and pairs of this `number`, in every layout."""
+    settings = {"max_images": MAX_IMAGES, "max_length": MAX_TOKENS, "next_image_probability": 0.0}
+    settings.update(random_window=False, learn_text_without_image=False)
+    found = {}
+    for name, packing in (("packed", True), ("rows", False)):
+        collator = InterleavedCollator(processor(), packing=packing, **settings)
+        found[name] = [collator(rows) for rows in drawn_rows(number)]
+    found["open_flamingo"] = []
+    for batch, length, images in zip(found["rows"], (MAX_TOKENS, 0), (MAX_IMAGES, 0)):
+        missing = max(0, length - batch["input_ids"].shape[1])
+        without = max(0, images - batch["pixel_values"].shape[1])
+        pad = nn.functional.pad
+        laid_out = {
+            "lang_x": pad(batch["input_ids"], (0, missing)),
+            "attention_mask": pad(batch["attention_mask"], (0, missing)),
+            "labels": pad(batch["labels"], (0, missing), value=-100),
+            "vision_x": pad(batch["pixel_values"], (0, 0, 0, 0, 0, 0, 0, without))[:, :, None],
+        }
+        found["open_flamingo"].append(laid_out)
+    found["idefics"] = []
+    for batch in found["rows"]:
+        index, images = batch["media_index"], batch["pixel_values"].shape[1]
+        seen = (index[..., None] == torch.arange(1, images + 1)).long()
+        kept = {name: batch[name] for name in ("input_ids", "attention_mask", "labels", "pixel_values")}
+        found["idefics"].append({**kept, "image_attention_mask": seen})
+    return found
+
+
 class Contender:
     """One model behind one interface: `train_step(batch)`, `prefill(batch)` and `generate(batch, tokens)`."""
 
@@ -229,8 +315,8 @@ class Contender:
         self.model = make[name]().to(device)
         self.run = self.model  # what computes: the model, or its compiled form
         self.device, self.precision = device, "float32"
-        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=1e-5)
+        self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.trained, lr=1e-5, fused=name != "open_flamingo" or None)
 
     def mix_precision(self, frozen: torch.dtype) -> None:
         """Compute in bfloat16 from now on, with what is frozen kept in `frozen`."""
@@ -277,6 +363,28 @@ class Contender:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
+    def accumulate(self, batches: list[dict[str, torch.Tensor]]) -> list[torch.Tensor]:
+        """Add up the gradients of several batches, given in this model's layout; their losses."""
+        self.model.train()
+        losses = []
+        for batch in batches:
+            with self.autocast():
+                losses.append(self.run(**{name: tensor.to(self.device) for name, tensor in batch.items()}).loss)
+            losses[-1].backward()
+        if self.name == "open_flamingo":  # which trains all words' embeddings to train the new ones
+            gradient = self.model.lang_encoder.get_input_embeddings().weight.grad
+            kept = torch.zeros_like(gradient)
+            kept[NEW_TOKENS] = 1
+            gradient.mul_(kept)
+        return losses
+
+    def update(self, batches: list[dict[str, torch.Tensor]]) -> None:
+        """One update as published."""
+        self.accumulate(batches)
+        nn.utils.clip_grad_norm_(self.trained, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
     @torch.no_grad()
     def prefill(self, batch: dict[str, torch.Tensor]) -> None:
         self.model.eval()
@@ -306,26 +414,36 @@ class Contender:
 
 def compare(theirs: Contender, mine: Contender) -> dict[str, float]:
     """Largest differences of logits, loss and trained gradients; nothing is timed that does not agree."""
+
+    def gradient_difference() -> float:
+        gradients = {name: p.grad for name, p in mine.model.named_parameters() if p.grad is not None}
+        named = export_tensors(mine.model, gradients)
+        original = dict(theirs.model.named_parameters())
+        worst = max((named[name] - p.grad).abs().max().item() for name, p in original.items() if name in named)
+        for contender in (theirs, mine):
+            contender.optimizer.zero_grad()
+        return worst
+
     batch = inputs(64, 3, 2)
     theirs.model.eval()
     mine.model.eval()
     a, b = theirs.forward(batch), mine.forward(batch)
     a.loss.backward()
     b.loss.backward()
-    gradients = {name: p.grad for name, p in mine.model.named_parameters() if p.grad is not None}
-    named = export_tensors(mine.model, gradients)
-    original = dict(theirs.model.named_parameters())
-    worst = max((named[name] - p.grad).abs().max().item() for name, p in original.items() if name in named)
     found = {
         "logits": (a.logits - b.logits).abs().max().item(),
         "loss": (a.loss - b.loss).abs().item(),
-        "gradients": worst,
+        "gradients": gradient_difference(),
     }
     same = torch.equal(theirs.generate(batch, 4), mine.generate(batch, 4))
-    if found["logits"] > 1e-4 * max(1, a.logits.abs().max().item()) or found["gradients"] > 1e-4 or not same:
+    batches = published(0)
+    for layout in ("rows", "packed"):
+        losses = zip(theirs.accumulate(batches["open_flamingo"]), mine.accumulate(batches[layout]))
+        found[f"losses of an update, {layout}"] = max((a - b).abs().item() for a, b in losses)
+        found[f"gradients of an update, {layout}"] = gradient_difference()
+    differ = [name for name, value in found.items() if name != "logits" and value > 1e-4]
+    if differ or found["logits"] > 1e-4 * max(1, a.logits.abs().max().item()) or not same:
         raise SystemExit(f"The outputs differ, so their times say nothing: {found}, generations equal: {same}.")
-    for contender in (theirs, mine):
-        contender.optimizer.zero_grad()
     return found
 
 
@@ -350,23 +468,31 @@ def measure(contenders: list[Contender], rounds: int, only: str) -> dict[str, di
         "1 to 5 images a row": inputs(256, 1, 2, 3, 5),
         "16 images a row": inputs(256, 16),
     }
-    tasks: dict[str, Callable[[Contender], float]] = {}
+    updates = functools.cache(published)  # of a round, the same for all
+
+    def update(contender: Contender, number: int, mine: str) -> float:
+        batches = updates(number)[contender.name if contender.name in ("open_flamingo", "idefics") else mine]
+        return seconds(lambda: contender.update(batches))
+
+    tasks: dict[str, Callable[[Contender, int], float]] = {}
     for name, batch in training.items():
-        tasks[f"training step, {name}"] = lambda c, batch=batch: seconds(lambda: c.train_step(batch))
-    tasks["prefill, 3 images a row"] = lambda c: seconds(lambda: c.prefill(training["3 images a row"]))
+        tasks[f"training step, {name}"] = lambda c, _, batch=batch: seconds(lambda: c.train_step(batch))
+    tasks["update as published, packed"] = functools.partial(update, mine="packed")
+    tasks["update as published, not packed"] = functools.partial(update, mine="rows")
+    tasks["prefill, 3 images a row"] = lambda c, _: seconds(lambda: c.prefill(training["3 images a row"]))
     for images in (1, 3, 8, 32):
         prompt = inputs(64, images, images)
-        tasks[f"decoded token, {images} image{'s' * (images > 1)}"] = lambda c, p=prompt: c.seconds_a_token(p)
+        tasks[f"decoded token, {images} image{'s' * (images > 1)}"] = lambda c, _, p=prompt: c.seconds_a_token(p)
     tasks = {task: run for task, run in tasks.items() if re.search(only, task)}
     found = {task: {contender.name: [] for contender in contenders} for task in tasks}
     warm_up = list(tasks.values()) if torch.cuda.is_initialized() else list(tasks.values())[:1]
     for run in warm_up:  # the first step allocates, and compiles what is compiled
         for contender in contenders:
-            run(contender)
+            run(contender, 0)
     for number in range(rounds):
         for task, run in tasks.items():
             for contender in contenders[number % len(contenders) :] + contenders[: number % len(contenders)]:
-                found[task][contender.name].append(run(contender))
+                found[task][contender.name].append(run(contender, number))
     return found
 
 
