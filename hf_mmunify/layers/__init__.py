@@ -9,5 +9,5 @@ from .copying import copy_what_is_new
 from .feature_queue import FeatureQueue
 from .momentum import MomentumMixin
 from .patch_dropout import keep_patches
-from .quantized import QuantizedLoadingMixin
+from .quantized import QuantizedLoadingMixin, is_quantized
 from .regions import Regions, detect_regions, pad_regions

@@ -25,6 +25,7 @@ from transformers.utils import logging
 from ..data import DigitSceneRows, TaskCollator, load_rows
 from ..data.sources import DIGIT_SCENES
 from ..hub import model_card
+from ..layers import is_quantized
 from .checkpoints import last_complete_checkpoint
 from .layerwise import freeze_layers
 from .lora import PRESETS, lora_config, qlora_config
@@ -146,7 +147,7 @@ def _load_in_4_bits(auto_class: type, args: TaskArguments, **settings: Any) -> t
     quantization = qlora_config(AutoConfig.from_pretrained(args.model_name_or_path))
     try:
         model, new = _load(auto_class, args, **settings, quantization_config=quantization)
-        new = [name for name in new if not _is_packed(model.get_submodule(name))]
+        new = [name for name in new if not any(map(is_quantized, model.get_submodule(name).parameters()))]
     except (
         ValueError
     ):  # so models of this package refuse to draw in 4 bits, and if it was something else, it comes again
@@ -155,11 +156,6 @@ def _load_in_4_bits(auto_class: type, args: TaskArguments, **settings: Any) -> t
         quantization.llm_int8_skip_modules += [rf"{re.escape(name)}(?:\..*)?$" for name in new]
         model, _ = _load(auto_class, args, **settings, quantization_config=quantization)
     return model, new
-
-
-def _is_packed(module: nn.Module) -> bool:
-    """Whether bitsandbytes holds weights of this module in 4 bits."""
-    return any(type(parameter).__module__.partition(".")[0] == "bitsandbytes" for parameter in module.parameters())
 
 
 def _new_modules(model: nn.Module, drawn: set[str]) -> list[str]:
