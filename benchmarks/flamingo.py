@@ -15,7 +15,8 @@ An "update as published" is one of OpenFlamingo's training script: the gradients
 many, image-text pairs are added up, clipped, and applied. OpenFlamingo has its own layout (documents padded to 256
 tokens and 6 images, gradients of all words but the new ones erased), ours that of `InterleavedCollator`, with packing
 and without. Documents are new in every round, the same for all; how long they are, and how many images they have, is
-drawn from geometric distributions with the means of MMC4-core: 327 tokens and 4.1 images, of which up to 6 are kept.
+drawn from geometric distributions with the means of MMC4-core without faces: 327 tokens and 4.1 images, of which up
+to 6 are kept.
 
 `--precision mixed` trains as the recipes of all three do: what is computed is autocast to bfloat16, what is trained
 stays in float32. Ours keeps its frozen parts in bfloat16, as its recipe says; `--frozen bfloat16`: all do.
